@@ -1,0 +1,136 @@
+//! Which layer wins, what each value's origin is, and where relative paths start.
+
+use super::*;
+use crate::config::resolved::{Backend, Ema, Grid, Model};
+use crate::families::progan::{GpNorm, Upscale};
+
+#[test]
+fn each_layer_overrides_the_ones_before() {
+    let file = format!("{SMALL}[train]\ntotal_kimg = 20\n");
+    let env = ("GANFLEET__TRAIN__TOTAL_KIMG", "30");
+    let total = |text: &str, env: &[_], set: &[_]| {
+        let resolved = layered(text, env, set).unwrap();
+        (resolved.config.train.total_kimg, resolved.origin("train.total_kimg").unwrap().to_string())
+    };
+    assert_eq!(total(SMALL, &[], &[]), (15_000.0, "default".into()));
+    let preset = format!("{SMALL}[train]\nschedule = \"progan-v2\"\n");
+    assert_eq!(total(&preset, &[], &[]), (12_000.0, "preset progan-v2, 1 worker".into()));
+    assert_eq!(total(&file, &[], &[]), (20.0, "run.toml:5".into()));
+    assert_eq!(total(&file, &[], &["train.schedule=progan-v2"]), (20.0, "run.toml:5".into()));
+    assert_eq!(total(&file, &[env], &[]), (30.0, "environment GANFLEET__TRAIN__TOTAL_KIMG".into()));
+    assert_eq!(total(&file, &[env], &["train.total_kimg=40"]), (40.0, "--set".into()));
+    assert_eq!(total(&file, &[env], &["train.total_kimg=40", "train.total_kimg=50"]), (50.0, "--set".into()));
+}
+
+#[test]
+fn the_defaults_file_has_every_key_and_these_values() {
+    let defaults = toml_edit::Document::parse(DEFAULTS).unwrap();
+    for key in keys() {
+        let mut item = Some(defaults.as_item());
+        for part in key.split('.') {
+            item = item.and_then(|item| item.get(part));
+        }
+        let name = key.rsplit('.').next().unwrap();
+        let entry = name == "default" || name.parse::<u32>().is_ok();
+        let commented = DEFAULTS.lines().any(|line| line.starts_with(&format!("# {name} = ")));
+        assert!(item.is_some() || entry || commented, "{key} is not in default.toml");
+    }
+
+    let run = config(SMALL);
+    let Model::ProGan(model) = &run.model;
+    assert_eq!((model.resolution, model.latent_size, model.fmap_base, model.fmap_max), (1024, 512, 8192, 512));
+    assert_eq!((model.upscale, model.gp_norm, model.minibatch_stddev_group), (Upscale::Fused, GpNorm::Active, 4));
+    assert_eq!((model.gp_weight, model.gp_target, model.drift), (10.0, 1.0, 0.001));
+    assert_eq!(run.train.ema, Ema::HalfLifeKimg(10.0));
+    assert_eq!(
+        (run.train.growth.stable_kimg, run.train.growth.fade_kimg, run.train.minibatch_base),
+        (600.0, 600.0, 16)
+    );
+    assert_eq!((run.cluster.patience_s, run.cluster.orphan_patience_s), (2.0, 600.0));
+    assert_eq!((run.cluster.workers, run.cluster.backend, run.train.threads), (0, Backend::Auto, 0));
+    assert_eq!((run.samples.grid, run.metrics.swd, run.metrics.images), (Grid::Hd, true, 16_384));
+    assert_eq!((run.data.cache, run.data.background), (None, [255; 3]));
+    // gan.md 1.11
+    let ticks = [4, 8, 16, 32, 64, 128, 256, 512, 1024].map(|pixels| run.train.tick_images_at(pixels) / 1000);
+    assert_eq!(ticks, [160, 140, 120, 100, 80, 60, 40, 20, 10]);
+}
+
+#[test]
+fn a_table_changes_what_it_names_and_one_with_a_default_replaces_the_presets() {
+    let with = |table: &str, set: &[&str]| {
+        let text = format!("{SMALL}[train]\nschedule = \"progan-v2\"\n{table}");
+        let train = layered(&text, &[], set).unwrap().config.train;
+        [4, 8, 64, 1024].map(|pixels| train.minibatch_at(pixels))
+    };
+    assert_eq!(with("", &[]), [128, 128, 32, 4]);
+    assert_eq!(with("minibatch = { 1024 = 8 }", &[]), [128, 128, 32, 8]);
+    assert_eq!(with("[train.minibatch]\n4 = 64\ndefault = 16", &[]), [64, 16, 16, 16]);
+    assert_eq!(with("minibatch = 16", &[]), [16, 16, 16, 16]);
+    assert_eq!(with("minibatch = { 1024 = 8 }", &["train.minibatch.4=512"]), [512, 128, 32, 8]);
+    assert_eq!(with("minibatch = { 1024 = 8 }", &["train.minibatch=16"]), [16, 16, 16, 16]);
+    assert_eq!(with("minibatch = { 1024 = 8 }", &["train.minibatch.default=16"]), [16, 16, 16, 8]);
+    assert_eq!(with("minibatch = 16", &["train.minibatch={8 = 32}"]), [16, 32, 16, 16]);
+}
+
+#[test]
+fn limits_per_worker_cover_every_resolution_that_they_are_given_for() {
+    let limits = |line: &str| config(&format!("{SMALL}[model]\nresolution = 16\n[train]\n{line}")).train.max_per_worker;
+    assert_eq!(limits("").into_iter().collect::<Vec<_>>(), []);
+    assert_eq!(limits("max_per_worker = 8").into_iter().collect::<Vec<_>>(), [(4, 8), (8, 8), (16, 8)]);
+    assert_eq!(limits("max_per_worker = { 8 = 12 }").into_iter().collect::<Vec<_>>(), [(8, 12)]);
+}
+
+#[test]
+fn one_way_of_averaging_replaces_the_other_of_the_layers_below() {
+    let ema = |set: &[&str]| layered(&format!("{SMALL}[train]\nema_decay = 0.99"), &[], set).unwrap().config.train.ema;
+    assert_eq!(ema(&[]), Ema::Decay(0.99));
+    assert_eq!(ema(&["train.ema_half_life_kimg=5"]), Ema::HalfLifeKimg(5.0));
+    assert_eq!(ema(&["train.ema_half_life_kimg=5", "train.ema_decay=0.5"]), Ema::Decay(0.5));
+}
+
+#[test]
+fn texts_need_no_quotes_outside_a_file() {
+    let set = ["name=7", "cluster.patience=3s", "data.background=black", "metrics.kinds=[]", "cluster.workers=auto"];
+    let run = layered(SMALL, &[("GANFLEET__CHECKPOINT__URL", "\"s3://b/x\"")], &set).unwrap().config;
+    assert_eq!((run.name.as_str(), run.cluster.patience_s, run.data.background), ("7", 3.0, [0; 3]));
+    assert_eq!((run.metrics.swd, run.checkpoint.url.as_str()), (false, "s3://b/x"));
+}
+
+#[test]
+fn only_variables_with_the_prefix_are_keys() {
+    let env = [("PATH", "/bin"), ("GANFLEET_LOG", "debug"), ("GANFLEET__SEED", "9")];
+    assert_eq!(layered(SMALL, &env, &[]).unwrap().config.seed, 9);
+}
+
+#[test]
+fn relative_paths_start_at_the_file_or_where_the_command_was_given() {
+    let text = "name = \"a\"\n[data]\nsource = \"../faces\"\ncache = \"c\"\n[checkpoint]\nurl = \"../runs\"\ns3.ca = \"ca.pem\"";
+    let run = config(text);
+    assert_eq!(run.data.source, "/home/ada/faces");
+    assert_eq!(run.data.cache.as_deref(), Some("/home/ada/experiments/c"));
+    assert_eq!(run.checkpoint.url, "file:///home/ada/runs");
+    assert_eq!(run.checkpoint.s3.ca.as_deref(), Some("/home/ada/experiments/ca.pem"));
+    let set = ["data.source=x.zip", "checkpoint.url=out"];
+    let run = layered(text, &[("GANFLEET__DATA__CACHE", "./d")], &set).unwrap().config;
+    assert_eq!(run.data.source, "/home/ada/desk/x.zip");
+    assert_eq!(run.data.cache.as_deref(), Some("/home/ada/desk/d"));
+    assert_eq!(run.checkpoint.url, "file:///home/ada/desk/out");
+    assert_eq!(config(SMALL).checkpoint.url, "file:///home/ada/desk/runs");
+}
+
+#[test]
+fn a_run_that_exists_keeps_everything_but_what_is_set() {
+    let run = config(&format!("{SMALL}[train]\nschedule = \"progan-v2\"\n"));
+    let more = amended(&run, &["train.total_kimg=20000"]).unwrap();
+    assert_eq!(more.origin("train.total_kimg"), Some(&Origin::Set));
+    assert_eq!(more.origin("train.minibatch.1024"), Some(&Origin::Checkpoint));
+    let mut expected = run.clone();
+    expected.train.total_kimg = 20_000.0;
+    assert_eq!(more.config, expected);
+
+    let error = amended(&run, &["train.schedule=progan-v1"]).unwrap_err();
+    assert!(
+        error.to_string().contains("--set: train.schedule: the preset was applied when the run was created"),
+        "{error}"
+    );
+}

@@ -1,0 +1,56 @@
+//! Exit codes of both binaries: stable, so that a job script can tell "fix the file" from "try again".
+
+/// How a process ended, as its exit code says it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// The run is complete, or was stopped on request with its state in a checkpoint.
+    Ok = 0,
+    /// A defect of the program. Please report it.
+    Internal = 1,
+    /// The command line is wrong (clap's own code).
+    Usage = 2,
+    /// The experiment file, the environment or a `--set` is wrong. Nothing was started.
+    Config = 3,
+    /// The training data cannot be used. Nothing was started.
+    Data = 4,
+    /// The checkpoint store cannot be reached, refuses, or holds no checkpoint that verifies.
+    Storage = 5,
+    /// A worker died or left; the newest checkpoint is intact. Trying again with `--resume auto` makes sense.
+    WorkerLost = 6,
+    /// A worker's coordinator vanished; the worker wrote a checkpoint and left.
+    Orphaned = 7,
+    /// A listening address, a connection or the join was refused.
+    Network = 8,
+    /// Training went wrong numerically beyond what skipping can cure.
+    Diverged = 9,
+    /// Stopped by a second interrupt, at once; checkpoints already committed are intact.
+    Interrupted = 130,
+}
+
+impl From<Exit> for std::process::ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+impl Exit {
+    /// The exit of a child process, where its code is one of ours.
+    #[must_use]
+    pub fn from_code(code: i32) -> Option<Self> {
+        Some(match code {
+            0 => Self::Ok,
+            1 => Self::Internal,
+            2 => Self::Usage,
+            3 => Self::Config,
+            4 => Self::Data,
+            5 => Self::Storage,
+            6 => Self::WorkerLost,
+            7 => Self::Orphaned,
+            8 => Self::Network,
+            9 => Self::Diverged,
+            130 => Self::Interrupted,
+            _ => return None,
+        })
+    }
+}

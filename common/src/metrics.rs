@@ -1,0 +1,67 @@
+//! What a run reports about itself: one [`Tick`] per tick, one [`Quality`] per evaluation. Lines of `metrics.jsonl`.
+//!
+//! A tick is a span of training (gan.md 1.11: 160 kimg at 4x4 down to 10 kimg at 1024x1024, or as configured) after which
+//! the device is read once; between ticks nothing waits for the device.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// One line of `metrics.jsonl`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Event {
+    /// Progress and losses.
+    Tick(Tick),
+    /// A quality metric.
+    Quality(Quality),
+}
+
+/// State and averages at the end of a tick.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Tick {
+    /// Real images shown to the discriminator since the run began.
+    pub images: u64,
+    /// Images at which the run ends.
+    pub total_images: u64,
+    /// Level of detail: 0 is the full resolution, each whole number halves it.
+    pub lod: f64,
+    /// Active resolution in pixels.
+    pub resolution: u32,
+    /// Share of the new resolution in the image, 0 at the start of a fade, 1 in a stable phase.
+    pub alpha: f64,
+    /// Global minibatch.
+    pub minibatch: u32,
+    /// Workers in this generation.
+    pub world: u32,
+    /// Number of this generation.
+    pub generation: u64,
+    /// Seconds of wall clock since this generation began.
+    pub seconds: f64,
+    /// Seconds per 1000 images over this tick.
+    pub sec_per_kimg: f64,
+    /// Images per second over this tick.
+    pub img_per_sec: f64,
+    /// Peak resident memory of this worker, MiB.
+    pub memory_mib: f64,
+    /// Updates skipped because a reduced gradient was not finite, since the run began.
+    pub skipped_updates: u64,
+    /// Means over the tick of the statistics that the model names (`loss/d`, `score/real`, `gradient_norm/d`, ...).
+    pub stats: BTreeMap<String, f64>,
+    /// Where the time of this tick went, seconds: `data`, `compute`, `reduce_wait`, `checkpoint`, `other`.
+    pub spent: BTreeMap<String, f64>,
+}
+
+/// Sliced Wasserstein distance and later metrics: a value per level, with the floor that equal distributions would give.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Quality {
+    /// Real images shown to the discriminator since the run began.
+    pub images: u64,
+    /// `swd`, ...
+    pub metric: String,
+    /// Images compared on each side.
+    pub count: u32,
+    /// Resolution of the level -> value (for `swd`: x 1000).
+    pub levels: BTreeMap<u32, f64>,
+    /// The same for real against other real images.
+    pub floor: BTreeMap<u32, f64>,
+}

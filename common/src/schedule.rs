@@ -1,0 +1,156 @@
+//! What a run does at a given number of images, and in which order: pure functions of the configuration.
+//!
+//! The schedule stands still during one *cycle* (gan.md 1.8: `minibatch_repeats` rounds, each of them every phase in
+//! turn), so a [`Stage`] is asked for at the images of the cycle's start. Nothing here knows ranks or world sizes.
+
+use crate::config::resolved::{Model, RunConfig};
+use crate::families::progan::Level;
+use crate::ids::ImagesSeen;
+use std::ops::Range;
+
+/// What holds during one cycle.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Stage {
+    /// Resolution and fade.
+    pub level: Level,
+    /// Global minibatch.
+    pub minibatch: u32,
+    /// Samples of one statistical group: dealt to workers whole, `minibatch` is a multiple of it.
+    pub group: u32,
+    /// Most samples that one worker takes through the networks at once; a multiple of `group`.
+    pub micro_batch: u32,
+    /// Learning rate.
+    pub learning_rate: f64,
+    /// Decay of the moving average for each step that updates it.
+    pub ema_decay: f64,
+    /// Images in a tick.
+    pub tick_images: u64,
+}
+
+impl Stage {
+    /// The stage of the cycle that begins at `images`.
+    #[must_use]
+    pub fn at(config: &RunConfig, images: ImagesSeen) -> Self {
+        let Model::ProGan(architecture) = &config.model;
+        let train = &config.train;
+        let level = train.growth.level(architecture.resolution, images);
+        let minibatch = train.minibatch_at(level.resolution);
+        let group = architecture.minibatch_stddev_group.min(minibatch);
+        let most = train.max_per_worker.get(&level.resolution).copied().unwrap_or(u32::MAX);
+        Self {
+            level,
+            minibatch,
+            group,
+            micro_batch: (most / group).max(1).saturating_mul(group).min(minibatch),
+            learning_rate: train.learning_rate_at(level.resolution),
+            ema_decay: train.ema.decay(minibatch),
+            tick_images: train.tick_images_at(level.resolution),
+        }
+    }
+
+    /// Statistical groups in the global minibatch.
+    #[must_use]
+    pub fn groups(&self) -> u32 {
+        self.minibatch / self.group
+    }
+
+    /// The groups of `rank`: contiguous, whole, sizes differ by at most one, earlier ranks hold more.
+    #[must_use]
+    pub fn share(&self, rank: u32, world: u32) -> Range<u32> {
+        let (each, more) = (self.groups() / world, self.groups() % world);
+        let start = rank * each + rank.min(more);
+        start..start + each + u32::from(rank < more)
+    }
+
+    /// Positions in the global minibatch of the samples of `groups`.
+    #[must_use]
+    pub fn samples(&self, groups: &Range<u32>) -> Range<u32> {
+        groups.start * self.group..groups.end * self.group
+    }
+
+    /// `groups` cut into pieces that one worker takes through the networks at once.
+    pub fn micro_batches(&self, groups: &Range<u32>) -> impl Iterator<Item = Range<u32>> + use<> {
+        let (step, end) = (self.micro_batch / self.group, groups.end);
+        groups.clone().step_by(step.max(1) as usize).map(move |start| start..(start + step.max(1)).min(end))
+    }
+}
+
+/// Where a run stands within its cycles: enough to know the next phase.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Position {
+    /// Images seen.
+    pub images: u64,
+    /// Images seen when the present cycle began.
+    pub cycle_images: u64,
+    /// Round within the cycle.
+    pub round: u32,
+    /// Step within the round: position in the list of phases, each as often as it repeats.
+    pub step: u32,
+}
+
+impl Position {
+    /// Where the run stands after the present step: `shown` images more, in a round of `steps`, `rounds` to a cycle.
+    #[must_use]
+    pub fn advance(self, shown: u32, steps: u32, rounds: u32) -> Self {
+        let images = self.images + u64::from(shown);
+        if self.step + 1 < steps {
+            Self { images, step: self.step + 1, ..self }
+        } else if self.round + 1 < rounds {
+            Self { images, round: self.round + 1, step: 0, ..self }
+        } else {
+            Self { images, cycle_images: images, round: 0, step: 0 }
+        }
+    }
+
+    /// Whether a cycle begins here.
+    #[must_use]
+    pub fn begins_cycle(self) -> bool {
+        self.round == 0 && self.step == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stage(minibatch: u32, group: u32, micro_batch: u32) -> Stage {
+        Stage {
+            level: Level { lod: 0.0, resolution: 4 },
+            minibatch,
+            group,
+            micro_batch,
+            learning_rate: 0.001,
+            ema_decay: 0.999,
+            tick_images: 1000,
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn every_group_is_dealt_once_and_whole(groups in 1u32..200, group in 1u32..17, world in 1u32..40, micro in 1u32..9) {
+            let stage = stage(groups * group, group, micro.min(groups) * group);
+            let mut next = 0;
+            for rank in 0..world {
+                let share = stage.share(rank, world);
+                proptest::prop_assert_eq!(share.start, next);
+                next = share.end;
+                let pieces: Vec<_> = stage.micro_batches(&share).collect();
+                proptest::prop_assert_eq!(pieces.iter().map(|p| p.len()).sum::<usize>(), share.len());
+                proptest::prop_assert!(pieces.iter().all(|p| p.len() as u32 * group <= stage.micro_batch));
+            }
+            proptest::prop_assert_eq!(next, groups);
+        }
+    }
+
+    #[test]
+    fn a_cycle_is_its_rounds_of_phases_and_starts_anew_where_it_ends() {
+        let mut at = Position::default();
+        let mut order = Vec::new();
+        for _ in 0..6 {
+            order.push((at.round, at.step, at.cycle_images));
+            at = at.advance(if at.step == 0 { 8 } else { 0 }, 2, 2);
+        }
+        assert_eq!(order, [(0, 0, 0), (0, 1, 0), (1, 0, 0), (1, 1, 0), (0, 0, 16), (0, 1, 16)]);
+        assert_eq!(at.images, 24);
+    }
+}

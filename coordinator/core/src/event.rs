@@ -1,0 +1,237 @@
+//! What can happen to a cluster ([`Event`]) and what can be ordered in answer ([`Action`]).
+//!
+//! Both are plain values: no channel, no handle, nothing that only one process could hold.
+
+use crate::reason::{Reason, Refusal};
+use crate::verdict::Outcome;
+use common::ids::{Generation, ImagesSeen, Rank};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::sync::Arc;
+
+/// Name of a worker process, unique for the run; it survives a broken connection.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct WorkerId(pub String);
+
+impl fmt::Display for WorkerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// One stream of one worker. A worker that reconnects gets a new one; what still arrives on the old one is ignored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SessionId(pub u64);
+
+/// How a child process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExitStatus {
+    /// It exited with this code.
+    Code(i32),
+    /// This signal ended it.
+    Signal(i32),
+}
+
+impl fmt::Display for ExitStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Code(code) => write!(f, "exit code {code}"),
+            Self::Signal(9) => f.write_str("signal 9, SIGKILL: from outside, possibly because memory ran out"),
+            Self::Signal(signal) => match signal_name(*signal) {
+                Some(name) => write!(f, "signal {signal}, {name}"),
+                None => write!(f, "signal {signal}"),
+            },
+        }
+    }
+}
+
+fn signal_name(signal: i32) -> Option<&'static str> {
+    Some(match signal {
+        2 => "SIGINT",
+        4 => "SIGILL: this processor lacks an instruction that the build uses",
+        6 => "SIGABRT",
+        7 => "SIGBUS",
+        8 => "SIGFPE",
+        11 => "SIGSEGV",
+        15 => "SIGTERM",
+        _ => return None,
+    })
+}
+
+/// A committed checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stored {
+    /// Images seen at the checkpoint.
+    pub images: ImagesSeen,
+    /// Key of its manifest below the run.
+    pub manifest: String,
+}
+
+/// A wish of the operator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Command {
+    /// Finish the step, write a checkpoint, end.
+    Stop,
+    /// Write a checkpoint and go on.
+    Checkpoint,
+    /// End at once; nothing more is written.
+    Kill,
+}
+
+/// One thing that happened.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// A local worker process was started.
+    Spawned {
+        /// The name it was given.
+        worker: WorkerId,
+        /// Its process id.
+        pid: u32,
+        /// Rank it should get if all goes as usual.
+        rank_hint: u32,
+    },
+    /// A worker opened a stream and passed admission (token, protocol, build).
+    Joined {
+        /// Who.
+        worker: WorkerId,
+        /// The new stream.
+        session: SessionId,
+        /// Where the other ranks reach it.
+        peer: String,
+        /// `cpu`, `cuda:0`, ...
+        device: String,
+        /// Machine it runs on.
+        host: String,
+        /// Generation it believes to be in; `None` before its first assignment.
+        generation: Option<Generation>,
+    },
+    /// A sign of life.
+    Progress {
+        /// Who.
+        worker: WorkerId,
+        /// On which stream.
+        session: SessionId,
+        /// Generation it speaks of; 0 while it waits for an assignment.
+        generation: Generation,
+        /// Images seen.
+        images: ImagesSeen,
+        /// What it is doing.
+        activity: String,
+    },
+    /// A checkpoint is committed. Only rank 0's word counts.
+    Stored {
+        /// Who.
+        worker: WorkerId,
+        /// On which stream.
+        session: SessionId,
+        /// Generation that wrote it.
+        generation: Generation,
+        /// The checkpoint.
+        stored: Stored,
+    },
+    /// A worker said that it leaves, and why.
+    Left {
+        /// Who.
+        worker: WorkerId,
+        /// On which stream.
+        session: SessionId,
+        /// Its exit code, as `common::exit::Exit` numbers it.
+        exit: u32,
+        /// For a person.
+        message: String,
+        /// Images seen.
+        images: ImagesSeen,
+    },
+    /// A stream ended.
+    Disconnected {
+        /// Whose.
+        worker: WorkerId,
+        /// Which.
+        session: SessionId,
+    },
+    /// A local worker process is gone.
+    ChildExited {
+        /// Which.
+        worker: WorkerId,
+        /// How.
+        status: ExitStatus,
+        /// The last line at error level, or the last line at all, of what it wrote.
+        last_error: Option<String>,
+    },
+    /// The operator wants something.
+    Operator(Command),
+    /// Time passed. Comes several times a second.
+    Clock,
+}
+
+/// How a process is ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Force {
+    /// SIGTERM: it may still clean up.
+    Term,
+    /// SIGKILL.
+    Kill,
+}
+
+/// A worker's place in a generation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Assignment {
+    /// Which formation.
+    pub generation: Generation,
+    /// Place of the receiver.
+    pub rank: Rank,
+    /// Peer addresses in rank order; their number is the world size.
+    pub peers: Arc<[String]>,
+}
+
+/// One thing to do. The shell performs them in order.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Give a worker its place. The same place may be sent again when the first message may have been lost.
+    Assign {
+        /// To whom.
+        worker: WorkerId,
+        /// On which stream.
+        session: SessionId,
+        /// What.
+        assignment: Assignment,
+    },
+    /// Ask a worker to finish.
+    SendStop {
+        /// Whom.
+        worker: WorkerId,
+        /// On which stream.
+        session: SessionId,
+        /// Why, as the worker logs it.
+        reason: Reason,
+    },
+    /// Ask a worker to propose a checkpoint to its peers.
+    SendCheckpoint {
+        /// Whom.
+        worker: WorkerId,
+        /// On which stream.
+        session: SessionId,
+    },
+    /// Say no and end the stream.
+    Refuse {
+        /// Which stream.
+        session: SessionId,
+        /// Why.
+        refusal: Refusal,
+    },
+    /// End a local process.
+    Kill {
+        /// Whose.
+        worker: WorkerId,
+        /// How.
+        force: Force,
+    },
+    /// Tell the operator of a decision.
+    Report(Reason),
+    /// The run is over: the last action ever.
+    Finish(Outcome),
+}

@@ -1,0 +1,172 @@
+//! Why: the causes, refusals and decisions of the cluster, each a value that code can branch on and a person can read.
+
+use crate::event::{ExitStatus, WorkerId};
+use common::ids::{Generation, ImagesSeen, Rank};
+use serde::Serialize;
+use std::time::Duration;
+
+/// Why a worker counts as lost.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize)]
+#[serde(rename_all = "snake_case", tag = "cause")]
+pub enum Cause {
+    /// Its process ended without a farewell.
+    #[error("ended without a farewell: {status}{}", said(.last_error.as_deref()))]
+    Exited {
+        /// How.
+        status: ExitStatus,
+        /// Last error it wrote.
+        last_error: Option<String>,
+    },
+    /// It announced a failure.
+    #[error("gave up with exit code {exit}: {message}")]
+    Left {
+        /// Its exit code.
+        exit: u32,
+        /// Its explanation.
+        message: String,
+    },
+    /// It left as if the run were over, while others went on.
+    #[error("left early, at {images}")]
+    LeftEarly {
+        /// Where it stood.
+        images: ImagesSeen,
+    },
+    /// It gave no sign of life.
+    #[error("gave no sign of life for {:.1} s", .for_.as_secs_f64())]
+    Silent {
+        /// How long.
+        for_: Duration,
+    },
+    /// Its connection broke and it did not come back.
+    #[error("lost its connection and did not come back within {:.1} s", .for_.as_secs_f64())]
+    Disconnected {
+        /// How long.
+        for_: Duration,
+    },
+}
+
+fn said(last_error: Option<&str>) -> String {
+    last_error.map(|line| format!("; its last words: {line}")).unwrap_or_default()
+}
+
+/// Why a stream is closed from this side.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize)]
+#[serde(rename_all = "snake_case", tag = "refusal")]
+pub enum Refusal {
+    /// Every place is taken.
+    #[error("all {workers} places of this run are taken; start it with --workers {} to have more", .workers + 1)]
+    Full {
+        /// Places.
+        workers: u32,
+    },
+    /// The run goes on with the workers it has.
+    #[error("the run has begun in generation {generation}, and a new worker cannot join it any more")]
+    AlreadyStarted {
+        /// The generation at work.
+        generation: Generation,
+    },
+    /// The worker speaks of a generation that is not the one at work.
+    #[error("generation {theirs} is not at work here, {ours} is")]
+    StaleGeneration {
+        /// The worker's.
+        theirs: Generation,
+        /// The cluster's.
+        ours: Generation,
+    },
+    /// The worker had said farewell, or its process is known to be gone.
+    #[error("worker {worker} has already left this run")]
+    AlreadyLeft {
+        /// Who.
+        worker: WorkerId,
+    },
+    /// The same worker opened a newer stream.
+    #[error("worker {worker} opened a newer connection; this one is closed")]
+    Replaced {
+        /// Who.
+        worker: WorkerId,
+    },
+    /// The run is ending.
+    #[error("the run is ending")]
+    Ending,
+}
+
+/// Why the cluster changed its phase or ended.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize)]
+#[serde(rename_all = "snake_case", tag = "reason")]
+pub enum Reason {
+    /// Everybody is here.
+    #[error("all {world} workers have joined: generation {generation} begins")]
+    Formed {
+        /// Its number.
+        generation: Generation,
+        /// Its size.
+        world: u32,
+    },
+    /// The operator asked.
+    #[error("stop requested: the workers finish their step and write a checkpoint")]
+    StopRequested,
+    /// The operator asked while there is no state to store.
+    #[error("no checkpoint: training has not begun or is ending")]
+    NothingToStore,
+    /// A worker is lost, so the generation cannot go on.
+    #[error("{} {cause}", name(.worker, *.rank))]
+    Lost {
+        /// Who.
+        worker: WorkerId,
+        /// Its place, if it had one.
+        rank: Option<Rank>,
+        /// Why.
+        cause: Cause,
+    },
+    /// Not everybody came in time.
+    #[error("after {:.0} s still missing: {}", .waited.as_secs_f64(), .missing.join(", "))]
+    Missing {
+        /// A description of each.
+        missing: Vec<String>,
+        /// How long the others waited.
+        waited: Duration,
+    },
+    /// Workers did not end in the time they were given.
+    #[error("after a stop, these did not end within {:.0} s and were killed: {}", .waited.as_secs_f64(), .workers.join(", "))]
+    StopOverdue {
+        /// Who.
+        workers: Vec<String>,
+        /// How long.
+        waited: Duration,
+    },
+    /// A process ended badly after its worker had said that all was done.
+    #[error("worker {worker} had finished, then its process ended with {status}; the run is not affected")]
+    UncleanExit {
+        /// Whose.
+        worker: WorkerId,
+        /// How.
+        status: ExitStatus,
+    },
+    /// Nothing is left to do.
+    #[error("the run is complete at {images}")]
+    Complete {
+        /// Images seen.
+        images: ImagesSeen,
+    },
+    /// Ended on request with its state stored.
+    #[error("stopped at {images}")]
+    Stopped {
+        /// Images seen.
+        images: ImagesSeen,
+    },
+    /// Ended on request before there was anything to store.
+    #[error("stopped before training began")]
+    Withdrawn,
+    /// Ended on request at once.
+    #[error("killed at once on request; checkpoints already committed are intact")]
+    Killed,
+}
+
+/// How a person calls a worker.
+#[must_use]
+pub fn name(worker: &WorkerId, rank: Option<Rank>) -> String {
+    match rank {
+        Some(rank) => format!("worker {worker} (rank {rank})"),
+        None => format!("worker {worker}"),
+    }
+}

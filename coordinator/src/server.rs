@@ -1,0 +1,212 @@
+//! The gRPC server: turns streams and questions into [`Input`]s for the driver, and nothing more.
+//!
+//! It admits or refuses a join ([`crate::admission`]) and bounds what it reads; what a message means is not its business.
+
+use crate::admission::{self, Token};
+use coordinator_core::{Command, SessionId, WorkerId};
+use rpc::control_server::{Control, ControlServer};
+use rpc::from_worker::Body;
+use rpc::operate_request::Command as Question;
+use rpc::{FromWorker, OperateReply, OperateRequest, ToWorker, to_worker};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::timeout;
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tonic::{Request, Response, Status, Streaming};
+
+/// Longest message in bytes.
+const MESSAGE_BYTES_MAX: usize = 1 << 20;
+/// Streams that may be before their join at one time.
+const STRANGERS_MAX: usize = 64;
+/// Time that a stranger has for its join.
+const HANDSHAKE: Duration = Duration::from_secs(5);
+/// Time that the driver has for an answer.
+const ANSWER: Duration = Duration::from_secs(5);
+/// Messages that may wait for one worker's socket.
+const OUTBOX: usize = 64;
+
+/// The sending end of a worker's stream. Dropping it ends the stream in both directions.
+#[derive(Debug)]
+pub struct Outbox {
+    messages: mpsc::Sender<Result<ToWorker, Status>>,
+    /// Its drop ends the reader.
+    _open: oneshot::Sender<()>,
+}
+
+impl Outbox {
+    /// Queues a message.
+    ///
+    /// # Errors
+    /// The worker does not read: the stream is worthless, drop it.
+    pub fn send(&self, body: to_worker::Body) -> Result<(), Clogged> {
+        self.messages.try_send(Ok(ToWorker { body: Some(body) })).map_err(|_| Clogged)
+    }
+}
+
+/// A worker does not read what it is sent.
+#[derive(Debug, thiserror::Error)]
+#[error("the worker does not read its messages")]
+pub struct Clogged;
+
+/// What reaches the driver from the network.
+#[derive(Debug)]
+pub enum Input {
+    /// An admitted worker opened a stream.
+    Joined {
+        /// The stream.
+        session: SessionId,
+        /// What it says of itself.
+        join: rpc::Join,
+        /// How to answer.
+        outbox: Outbox,
+    },
+    /// A worker said something.
+    Said {
+        /// Who.
+        worker: WorkerId,
+        /// On which stream.
+        session: SessionId,
+        /// Number of the message, 0 if it has none.
+        sequence: u64,
+        /// The message.
+        body: Body,
+    },
+    /// A stream ended.
+    Ended {
+        /// Whose.
+        worker: WorkerId,
+        /// Which.
+        session: SessionId,
+    },
+    /// An operator asks; the answer is the status after the command was obeyed.
+    Asked {
+        /// What to do first.
+        command: Option<Command>,
+        /// Where the status goes.
+        reply: oneshot::Sender<String>,
+    },
+}
+
+struct Server {
+    token: Token,
+    build: &'static str,
+    inputs: mpsc::Sender<Input>,
+    sessions: AtomicU64,
+    strangers: Arc<Semaphore>,
+}
+
+/// Serves on `listener` until the task is aborted or dropped with its runtime.
+///
+/// # Errors
+/// The listener fails.
+pub async fn serve(
+    listener: TcpListener,
+    token: Token,
+    build: &'static str,
+    inputs: mpsc::Sender<Input>,
+) -> Result<(), tonic::transport::Error> {
+    let strangers = Arc::new(Semaphore::new(STRANGERS_MAX));
+    let server = Server { token, build, inputs, sessions: AtomicU64::new(1), strangers };
+    let service = ControlServer::new(server)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    tonic::transport::Server::builder()
+        .tcp_nodelay(true)
+        .concurrency_limit_per_connection(32)
+        .add_service(service)
+        .serve_with_incoming(TcpListenerStream::new(listener))
+        .await
+}
+
+#[tonic::async_trait]
+impl Control for Server {
+    type SessionStream = ReceiverStream<Result<ToWorker, Status>>;
+
+    async fn session(&self, request: Request<Streaming<FromWorker>>) -> Result<Response<Self::SessionStream>, Status> {
+        let from = request.remote_addr();
+        let stranger = self.strangers.clone().try_acquire_owned();
+        let stranger = stranger.map_err(|_| Status::resource_exhausted("too many strangers at the door; try again"))?;
+        let mut incoming = request.into_inner();
+        let join = match timeout(HANDSHAKE, incoming.message()).await {
+            Ok(Ok(Some(FromWorker { body: Some(Body::Join(join)), .. }))) => join,
+            Ok(_) => return Err(Status::invalid_argument("the first message of a session is the join")),
+            Err(_) => return Err(Status::deadline_exceeded("no join came")),
+        };
+        drop(stranger);
+        let (messages, outgoing) = mpsc::channel(OUTBOX);
+        let (open, closed) = oneshot::channel();
+        let outbox = Outbox { messages, _open: open };
+        if let Err(refusal) = admission::admit(&join, &self.token, self.build) {
+            tracing::warn!("a worker at {from:?} was refused: {refusal}");
+            // the queue is empty: there is room; the stream ends when the outbox is dropped here
+            let _ = outbox.send(to_worker::Body::Refused(rpc::Refused { message: refusal.to_string() }));
+            return Ok(Response::new(ReceiverStream::new(outgoing)));
+        }
+        let session = SessionId(self.sessions.fetch_add(1, Ordering::Relaxed));
+        let worker = WorkerId(join.worker_id.clone());
+        let ending = Status::unavailable("the run is over");
+        self.inputs.send(Input::Joined { session, join, outbox }).await.map_err(|_| ending)?;
+        tokio::spawn(read(incoming, worker, session, self.inputs.clone(), closed));
+        Ok(Response::new(ReceiverStream::new(outgoing)))
+    }
+
+    async fn operate(&self, request: Request<OperateRequest>) -> Result<Response<OperateReply>, Status> {
+        let request = request.into_inner();
+        if !self.token.matches(&request.token) {
+            return Err(Status::unauthenticated("the token is wrong"));
+        }
+        let command = match request.command {
+            None => return Err(Status::invalid_argument("no command")),
+            Some(Question::Status(_)) => None,
+            Some(Question::Stop(_)) => Some(Command::Stop),
+            Some(Question::Checkpoint(_)) => Some(Command::Checkpoint),
+        };
+        let (reply, answer) = oneshot::channel();
+        let over = || Status::unavailable("the run is over");
+        self.inputs.send(Input::Asked { command, reply }).await.map_err(|_| over())?;
+        match timeout(ANSWER, answer).await {
+            Ok(Ok(status)) => Ok(Response::new(OperateReply { status })),
+            Ok(Err(_)) => Err(over()),
+            Err(_) => Err(Status::deadline_exceeded("the coordinator is busy; try again")),
+        }
+    }
+}
+
+/// Reads a stream to its end, or until the driver closes it.
+async fn read(
+    mut incoming: Streaming<FromWorker>,
+    worker: WorkerId,
+    session: SessionId,
+    inputs: mpsc::Sender<Input>,
+    mut closed: oneshot::Receiver<()>,
+) {
+    loop {
+        let message = tokio::select! {
+            _ = &mut closed => break,
+            message = incoming.message() => message,
+        };
+        match message {
+            Ok(Some(FromWorker { body: Some(Body::Join(_)), .. })) => {
+                tracing::warn!("worker {worker} joined twice on one stream; it is closed");
+                break;
+            }
+            Ok(Some(FromWorker { body: Some(body), sequence })) => {
+                let said = Input::Said { worker: worker.clone(), session, sequence, body };
+                if inputs.send(said).await.is_err() {
+                    return;
+                }
+            }
+            Ok(Some(FromWorker { body: None, .. })) => {}
+            Ok(None) => break,
+            Err(status) => {
+                tracing::debug!("the stream of worker {worker} broke: {}", status.message());
+                break;
+            }
+        }
+    }
+    // the driver may have ended meanwhile
+    let _ = inputs.send(Input::Ended { worker, session }).await;
+}

@@ -1,0 +1,180 @@
+//! The worker's side of its session with the coordinator: join, heartbeat, progress, commands, farewell.
+//!
+//! The training thread never waits for the network. It writes its progress into atomics, reads commands from one atomic,
+//! and hands ticks to a bounded queue; a background thread with a small runtime of its own does the rest, reconnects when
+//! the stream breaks, and after `orphan_patience` without a coordinator raises [`Commands::orphaned`]. This crate knows no
+//! tensors and takes no decision about training: it only carries what was said.
+
+mod error;
+mod join;
+mod link;
+mod session;
+mod shared;
+
+pub use error::AgentError;
+pub use join::{Assignment, JoinInfo};
+pub use shared::{Activity, Commands, Progress};
+
+use common::exit::Exit;
+use common::ids::{Generation, ImagesSeen};
+use rpc::from_worker::Body;
+use shared::Shared;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+use tokio::sync::mpsc::error::TrySendError;
+
+/// Messages that may wait for a coordinator that is away. A tick is a few hundred bytes and comes at most every few seconds.
+const QUEUE: usize = 1024;
+
+/// Longest message in bytes that is sent or accepted.
+pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
+
+/// Longest time that a farewell may take.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// A checkpoint that is committed, as [`Agent::stored`] announces it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stored {
+    /// Images seen at the checkpoint.
+    pub images: ImagesSeen,
+    /// Key of the manifest below the run.
+    pub manifest: String,
+    /// Bytes written; parts that were already there are not counted.
+    pub bytes: u64,
+    /// Seconds that training stood still.
+    pub stall_seconds: f64,
+    /// Seconds from the copy to the commit.
+    pub seconds: f64,
+}
+
+/// A handle on the session. Dropping it without [`Agent::leave`] looks to the coordinator like a death.
+#[derive(Debug)]
+pub struct Agent {
+    shared: Arc<Shared>,
+    generation: Generation,
+    outbox: Option<tokio::sync::mpsc::Sender<Body>>,
+    ended: mpsc::Receiver<()>,
+    patience: Duration,
+}
+
+impl Agent {
+    /// Joins the run at `address` (`HOST:PORT` or `http://HOST:PORT`) and waits until the coordinator gives this worker its
+    /// place. Waits as long as the coordinator gives signs of life; `patience` without one is an error. From the assignment
+    /// on, the run's own `cluster.patience` and `cluster.orphan_patience` hold.
+    ///
+    /// # Errors
+    /// The address is malformed, nobody answers there, the coordinator refuses, or the run is stopped before it begins.
+    pub fn connect(
+        address: &str,
+        token: &str,
+        info: JoinInfo,
+        patience: Duration,
+    ) -> Result<(Self, Assignment), AgentError> {
+        let endpoint = join::endpoint(address)?;
+        let shared = Arc::new(Shared::default());
+        let (outbox, inbox) = tokio::sync::mpsc::channel(QUEUE);
+        let (assigned, assignment) = mpsc::channel();
+        let (ended_sender, ended) = mpsc::channel();
+        let link = link::Link::new(
+            link::Terms { endpoint, token: token.to_owned(), info, patience, orphan_patience: Duration::MAX },
+            shared.clone(),
+            inbox,
+            assigned,
+        );
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(AgentError::Thread)?;
+        std::thread::Builder::new()
+            .name("agent".into())
+            .spawn(move || {
+                runtime.block_on(link.run());
+                // the receiver may be gone: nobody waits for this thread
+                let _ = ended_sender.send(());
+            })
+            .map_err(AgentError::Thread)?;
+        // the link always answers, or drops its end
+        let assignment = assignment.recv().unwrap_or(Err(AgentError::Ended))?;
+        let generation = assignment.generation;
+        let patience = join::patience(&assignment.config);
+        Ok((Self { shared, generation, outbox: Some(outbox), ended, patience }, assignment))
+    }
+
+    /// Notes where training is; costs a few atomic writes, call it every step. The background thread sends the newest
+    /// value several times per patience.
+    pub fn progress(&self, progress: Progress) {
+        self.shared.set_progress(progress);
+    }
+
+    /// What the coordinator wants; costs one atomic read, call it every step. A wish for a checkpoint is returned once.
+    #[must_use]
+    pub fn commands(&self) -> Commands {
+        self.shared.take_commands()
+    }
+
+    /// Why the coordinator wants a stop, once [`Commands::stop`] is set.
+    #[must_use]
+    pub fn stop_reason(&self) -> String {
+        self.shared.stop_reason()
+    }
+
+    /// Sends one [`common::metrics::Event`] as JSON. Rank 0 only. Kept while the coordinator is away, up to a bound.
+    pub fn tick(&self, event_json: String) {
+        self.enqueue(Body::Tick(rpc::Tick { generation: self.generation.0, event: event_json }));
+    }
+
+    /// Announces a committed checkpoint. Rank 0 only. Kept while the coordinator is away, up to a bound.
+    pub fn stored(&self, stored: Stored) {
+        self.enqueue(Body::Stored(rpc::Stored {
+            generation: self.generation.0,
+            images: stored.images.0,
+            manifest: stored.manifest,
+            bytes: stored.bytes,
+            stall_seconds: stored.stall_seconds,
+            seconds: stored.seconds,
+        }));
+    }
+
+    /// Says farewell and waits until the coordinator has read it, at most 5 s or the patience. What was queued goes first.
+    pub fn leave(mut self, exit: Exit, message: &str) {
+        let images = self.shared.progress().images.0;
+        let message = truncated(message, MESSAGE_BYTES_MAX / 4);
+        self.enqueue(Body::Leave(rpc::Leave { exit: exit as u32, message, images }));
+        // closes the queue: the background thread ends once it is empty
+        self.outbox = None;
+        let deadline = FAREWELL.min(self.patience);
+        if self.ended.recv_timeout(deadline).is_err() {
+            tracing::warn!("the coordinator did not take the farewell within {:.1} s", deadline.as_secs_f64());
+        }
+    }
+
+    fn enqueue(&self, body: Body) {
+        let Some(outbox) = &self.outbox else { return };
+        if let Body::Tick(tick) = &body
+            && tick.event.len() > MESSAGE_BYTES_MAX / 2
+        {
+            tracing::warn!("a metric event of {} bytes is too long to be sent and is dropped", tick.event.len());
+            return;
+        }
+        match outbox.try_send(body) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_)) => {
+                tracing::warn!("{QUEUE} messages wait for the coordinator already; one more is dropped");
+            }
+            // the run is over for this worker, and `commands` says so
+            Err(TrySendError::Closed(_)) => {}
+        }
+    }
+}
+
+fn truncated(text: &str, bytes_max: usize) -> String {
+    let end = (0..=bytes_max.min(text.len())).rev().find(|&i| text.is_char_boundary(i)).unwrap_or(0);
+    text[..end].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn truncation_keeps_whole_characters() {
+        assert_eq!(super::truncated("abc", 10), "abc");
+        assert_eq!(super::truncated("aé", 2), "a");
+        assert_eq!(super::truncated("", 0), "");
+    }
+}

@@ -1,0 +1,131 @@
+//! The session across broken streams: reconnects with growing pauses, and decides when the worker is an orphan.
+
+use crate::error::AgentError;
+use crate::join::{self, Assignment, JoinInfo};
+use crate::session::{self, End};
+use crate::shared::{self, Shared};
+use common::ids::Generation;
+use rpc::from_worker::Body;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+use tonic::transport::Endpoint;
+
+const PAUSE_MIN: Duration = Duration::from_millis(50);
+const PAUSE_MAX: Duration = Duration::from_secs(2);
+
+/// What the session was opened with, and from the assignment on the run's own patience.
+pub(crate) struct Terms {
+    pub endpoint: Endpoint,
+    pub token: String,
+    pub info: JoinInfo,
+    pub patience: Duration,
+    pub orphan_patience: Duration,
+}
+
+/// The background thread's half of an [`crate::Agent`].
+pub(crate) struct Link {
+    pub terms: Terms,
+    pub shared: Arc<Shared>,
+    pub inbox: tokio::sync::mpsc::Receiver<Body>,
+    /// Taken from the inbox, but not yet known to have arrived: sent again on the next stream.
+    pub unconfirmed: VecDeque<(u64, Body)>,
+    last_sequence: u64,
+    /// The generation this worker has its place in.
+    pub generation: Option<Generation>,
+    assigned: mpsc::Sender<Result<Assignment, AgentError>>,
+}
+
+impl Link {
+    pub(crate) fn new(
+        terms: Terms,
+        shared: Arc<Shared>,
+        inbox: tokio::sync::mpsc::Receiver<Body>,
+        assigned: mpsc::Sender<Result<Assignment, AgentError>>,
+    ) -> Self {
+        Self { terms, shared, inbox, unconfirmed: VecDeque::new(), last_sequence: 0, generation: None, assigned }
+    }
+
+    pub(crate) fn accept(&mut self, assignment: Assignment) {
+        self.generation = Some(assignment.generation);
+        self.terms.patience = join::patience(&assignment.config);
+        self.terms.orphan_patience = join::orphan_patience(&assignment.config);
+        // the training thread may be gone already: then the inbox is closed, and that ends the session
+        let _ = self.assigned.send(Ok(assignment));
+    }
+
+    /// Numbers a message and keeps it until the coordinator confirms it.
+    pub(crate) fn keep(&mut self, body: Body) -> u64 {
+        self.last_sequence += 1;
+        self.unconfirmed.push_back((self.last_sequence, body));
+        self.last_sequence
+    }
+
+    pub(crate) fn confirm(&mut self, received: u64) {
+        while self.unconfirmed.front().is_some_and(|(sequence, _)| *sequence <= received) {
+            self.unconfirmed.pop_front();
+        }
+    }
+
+    pub(crate) fn progress(&self) -> rpc::Progress {
+        let progress = self.shared.progress();
+        rpc::Progress {
+            generation: self.generation.unwrap_or_default().0,
+            images: progress.images.0,
+            phase: progress.phase,
+            activity: progress.activity.name().into(),
+            step_seconds: progress.step_seconds,
+        }
+    }
+
+    /// Serves streams until the worker leaves, is refused, or is an orphan.
+    pub(crate) async fn run(mut self) {
+        let mut away_since = Instant::now();
+        let mut pause = PAUSE_MIN;
+        loop {
+            let (why, alive) = match session::serve(&mut self).await {
+                End::Left => return,
+                End::Refused(message) => return self.dismiss(message),
+                End::Wrong(error) => return self.give_up(error),
+                End::Broken { why, alive } => (why, alive),
+            };
+            if alive {
+                (away_since, pause) = (Instant::now(), PAUSE_MIN);
+                tracing::warn!("the connection to the coordinator broke ({why}); reconnecting");
+            } else {
+                tracing::debug!("no connection to the coordinator: {why}");
+            }
+            let away = away_since.elapsed();
+            if self.generation.is_none() && away >= self.terms.patience {
+                let address = self.terms.endpoint.uri().to_string();
+                return self.give_up(AgentError::Unreachable { address, waited: away, why });
+            }
+            if self.generation.is_some() && away >= self.terms.orphan_patience {
+                tracing::warn!("no coordinator for {:.1} s: this worker is on its own", away.as_secs_f64());
+                return self.shared.raise(shared::ORPHANED);
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(PAUSE_MAX).min(self.limit() / 4);
+        }
+    }
+
+    fn limit(&self) -> Duration {
+        if self.generation.is_some() { self.terms.orphan_patience } else { self.terms.patience }
+    }
+
+    fn dismiss(self, message: String) {
+        if self.generation.is_some() {
+            tracing::warn!("the coordinator closed the session: {message}");
+            self.shared.raise(shared::DISMISSED);
+        } else {
+            self.give_up(AgentError::Refused { message });
+        }
+    }
+
+    fn give_up(self, error: AgentError) {
+        // nobody waits only if the process is ending anyway
+        let _ = self.assigned.send(Err(error));
+    }
+}

@@ -1,0 +1,186 @@
+//! One stream to the coordinator, from the join to its end.
+//!
+//! Says how it ended and leaves the consequences (reconnect, orphan, leave) to [`crate::link`].
+
+use crate::error::AgentError;
+use crate::join::Assignment;
+use crate::link::Link;
+use crate::{MESSAGE_BYTES_MAX, QUEUE, shared};
+use rpc::control_client::ControlClient;
+use rpc::from_worker::Body;
+use rpc::{FromWorker, ToWorker, to_worker};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+
+/// How often progress is sent at least, for a lively display; more often if the patience asks for it.
+const PROGRESS: Duration = Duration::from_millis(500);
+
+/// Messages that may wait for the socket.
+const WINDOW: usize = 16;
+
+/// How a stream ended.
+pub(crate) enum End {
+    /// The worker said farewell, or dropped its handle.
+    Left,
+    /// The coordinator closed the session on purpose.
+    Refused(String),
+    /// What came cannot be obeyed.
+    Wrong(AgentError),
+    /// The connection could not be made, broke, or fell silent.
+    Broken {
+        why: String,
+        /// Whether the coordinator gave a sign of life on this stream.
+        alive: bool,
+    },
+}
+
+/// Opens a stream and serves it to its end.
+pub(crate) async fn serve(link: &mut Link) -> End {
+    let patience = link.terms.patience;
+    let broken = |why: String| End::Broken { why, alive: false };
+    let (sender, receiver) = mpsc::channel(WINDOW);
+    let join = Body::Join(link.terms.info.message(&link.terms.token, link.generation));
+    if sender.try_send(FromWorker { body: Some(join), sequence: 0 }).is_err() {
+        return broken("the stream closed before the join".into());
+    }
+    let opening = async {
+        let channel = link.terms.endpoint.connect().await.map_err(|error| chain(&error))?;
+        let mut client = ControlClient::new(channel)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        client.session(ReceiverStream::new(receiver)).await.map_err(|status| status.message().to_owned())
+    };
+    match timeout(patience, opening).await {
+        Ok(Ok(response)) => converse(link, sender, response.into_inner()).await,
+        Ok(Err(why)) => broken(why),
+        Err(_) => broken("no answer".into()),
+    }
+}
+
+async fn converse(link: &mut Link, sender: mpsc::Sender<FromWorker>, mut incoming: Streaming<ToWorker>) -> End {
+    let mut patience = link.terms.patience;
+    let mut beat = heartbeat(patience);
+    let mut silent_at = Instant::now() + patience;
+    let mut alive = false;
+    for (sequence, body) in link.unconfirmed.clone() {
+        let farewell = matches!(body, Body::Leave(_));
+        if let Err(end) = send(link, &sender, sequence, body, alive).await {
+            return end;
+        }
+        if farewell {
+            drop(sender);
+            return farewell_read(incoming, patience).await;
+        }
+    }
+    loop {
+        tokio::select! {
+            // what has arrived is read before silence is judged: this process may have been stopped itself
+            biased;
+            message = incoming.message() => match message {
+                Ok(Some(message)) => {
+                    alive = true;
+                    if let Some(end) = obey(link, message) {
+                        return end;
+                    }
+                    if patience != link.terms.patience {
+                        patience = link.terms.patience;
+                        beat = heartbeat(patience);
+                    }
+                    silent_at = Instant::now() + patience;
+                }
+                Ok(None) => return End::Broken { why: "the coordinator closed the stream".into(), alive },
+                Err(status) => return End::Broken { why: status.message().to_owned(), alive },
+            },
+            () = sleep_until(silent_at) => {
+                let why = format!("no sign of life for {:.1} s", patience.as_secs_f64());
+                return End::Broken { why, alive };
+            }
+            body = link.inbox.recv(), if link.unconfirmed.len() < QUEUE => {
+                let Some(body) = body else { return End::Left };
+                let farewell = matches!(body, Body::Leave(_));
+                let sequence = link.keep(body.clone());
+                if let Err(end) = send(link, &sender, sequence, body, alive).await {
+                    return end;
+                }
+                if farewell {
+                    drop(sender);
+                    return farewell_read(incoming, patience).await;
+                }
+            },
+            _ = beat.tick() => {
+                let body = Body::Progress(link.progress());
+                if let Err(end) = send(link, &sender, 0, body, alive).await {
+                    return end;
+                }
+            }
+        }
+    }
+}
+
+fn heartbeat(patience: Duration) -> Interval {
+    let mut beat = interval(PROGRESS.min(patience / 4).max(Duration::from_millis(10)));
+    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    beat
+}
+
+/// Hands a message to the socket. Whether it arrives, a later beat says.
+async fn send(
+    link: &Link,
+    sender: &mpsc::Sender<FromWorker>,
+    sequence: u64,
+    body: Body,
+    alive: bool,
+) -> Result<(), End> {
+    match timeout(link.terms.patience, sender.send(FromWorker { body: Some(body), sequence })).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) | Err(_) => Err(End::Broken { why: "the coordinator takes no messages".into(), alive }),
+    }
+}
+
+/// The coordinator ends its half of the stream once it has read ours.
+async fn farewell_read(mut incoming: Streaming<ToWorker>, patience: Duration) -> End {
+    let drained = async { while let Ok(Some(_)) = incoming.message().await {} };
+    if timeout(patience, drained).await.is_err() {
+        tracing::debug!("the coordinator did not confirm the farewell");
+    }
+    End::Left
+}
+
+fn obey(link: &mut Link, message: ToWorker) -> Option<End> {
+    match message.body? {
+        to_worker::Body::Beat(beat) => link.confirm(beat.received),
+        to_worker::Body::Checkpoint(_) => link.shared.raise(shared::CHECKPOINT),
+        to_worker::Body::Refused(refused) => return Some(End::Refused(refused.message)),
+        to_worker::Body::Stop(stop) => match link.generation {
+            Some(_) => link.shared.stop(stop.reason),
+            None => return Some(End::Wrong(AgentError::Stopped { reason: stop.reason })),
+        },
+        to_worker::Body::Assign(assign) => match (link.generation, Assignment::try_from(assign)) {
+            (None, Ok(assignment)) => link.accept(assignment),
+            (None, Err(error)) => return Some(End::Wrong(error)),
+            // sent again because the first may have been lost
+            (Some(ours), Ok(assignment)) if ours == assignment.generation => {}
+            (Some(ours), _) => {
+                tracing::warn!("an assignment to another generation than {ours} came and is ignored");
+            }
+        },
+    }
+    None
+}
+
+/// An error with its causes: the outermost alone often says only "transport error".
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let inner = error.to_string();
+        if !text.contains(&inner) {
+            text = format!("{text}: {inner}");
+        }
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,75 @@
+//! Measures the sum of gradients between processes on loopback: `bench_allreduce [WORLD] [BYTES] [CALLS]`.
+//!
+//! Starts itself once per rank; prints the median and the fastest of the calls, as the slowest rank saw each.
+
+use collective::{Collective, Listener, Membership, Mesh};
+use std::{
+    env,
+    error::Error,
+    io::{BufRead, BufReader, Write, stdin},
+    net::{Ipv4Addr, SocketAddr},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+const ROLE: &str = "BENCH_ALLREDUCE_RANK";
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let argument = |at: usize, default: usize| env::args().nth(at).map_or(Ok(default), |text| text.parse());
+    let (world, bytes, calls) = (argument(1, 2)?, argument(2, 100_000_000)?, argument(3, 21)?.max(1));
+    match env::var(ROLE) {
+        Ok(rank) => member(rank.parse()?, bytes, calls),
+        Err(_) => measure(world, bytes, calls),
+    }
+}
+
+fn measure(world: usize, bytes: usize, calls: usize) -> Result<(), Box<dyn Error>> {
+    let program = env::current_exe()?;
+    let start = |rank: usize| {
+        Command::new(&program)
+            .args([world, bytes, calls].map(|n| n.to_string()))
+            .env(ROLE, rank.to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+    };
+    let mut children = (0..world).map(start).collect::<Result<Vec<_>, _>>()?;
+    let mut lines = children.iter_mut().filter_map(|child| child.stdout.take()).map(|out| BufReader::new(out).lines()).collect::<Vec<_>>();
+    let addresses = lines.iter_mut().filter_map(Iterator::next).collect::<Result<Vec<_>, _>>()?.join(" ");
+    for input in children.iter_mut().filter_map(|child| child.stdin.as_mut()) {
+        writeln!(input, "{addresses}")?;
+    }
+    let mut slowest = vec![0f64; calls];
+    for rank in &mut lines {
+        for call in &mut slowest {
+            *call = call.max(rank.next().ok_or("a rank ended early")??.parse()?);
+        }
+    }
+    for child in &mut children {
+        child.wait()?;
+    }
+    slowest.sort_by(f64::total_cmp);
+    let (median, fastest) = (slowest[calls / 2] * 1e3, slowest[0] * 1e3);
+    println!("{world} processes, {bytes} bytes: median {median:.3} ms, fastest {fastest:.3} ms of {calls}");
+    Ok(())
+}
+
+fn member(rank: u32, bytes: usize, calls: usize) -> Result<(), Box<dyn Error>> {
+    let mut listener = Listener::bind((Ipv4Addr::LOCALHOST, 0).into())?;
+    println!("{}", listener.address());
+    let mut line = String::new();
+    stdin().read_line(&mut line)?;
+    let peers = line.split_whitespace().map(str::parse).collect::<Result<Vec<SocketAddr>, _>>()?;
+    let membership = Membership { generation: 1, rank, peers, secret: [0; 32] };
+    let mut group = Mesh::connect(&mut listener, membership, Duration::from_secs(10))?;
+    let mut numbers = vec![0f32; bytes / size_of::<f32>()];
+    for call in 0..calls + 3 {
+        group.barrier()?;
+        let begun = Instant::now();
+        group.all_reduce_sum_f32(&mut numbers)?;
+        if call >= 3 {
+            println!("{}", begun.elapsed().as_secs_f64());
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,108 @@
+//! The contract between a trainer and whatever moves its numbers.
+//!
+//! Refuses convenience: what can be built from these calls is built by the caller.
+
+use crate::{CollectiveError, TreeSum};
+use std::{fmt, sync::Arc, time::Duration};
+
+/// Longest contribution of one rank to [`Collective::all_gather_bytes`], in bytes.
+pub const GATHER_BYTES_MAX: usize = 16 << 20;
+
+/// What the ranks of one generation do together.
+///
+/// All ranks make the same calls in the same order; a backend that can see that they do not says so with
+/// [`CollectiveError::Protocol`]. After any error but [`CollectiveError::Misuse`], buffers that were being written are
+/// undefined and every later call returns that error at once.
+///
+/// Sums end with the same bits on every rank.
+pub trait Collective: Send {
+    /// Position of this worker, `0..world`.
+    fn rank(&self) -> u32;
+
+    /// Number of workers.
+    fn world(&self) -> u32;
+
+    /// Number of the formation; nothing of another one is ever taken in.
+    fn generation(&self) -> u64;
+
+    /// How long a call may wait without a single byte moving before it ends with [`CollectiveError::TimedOut`]. A slow network
+    /// is no reason to give up while it delivers; a silent one is.
+    fn set_deadline(&mut self, deadline: Duration);
+
+    /// Replaces every number by its sum over all ranks. In an order that depends on the world: see
+    /// [`Collective::tree_sum_f32`].
+    ///
+    /// # Errors
+    /// Any [`CollectiveError`] but `Stale`.
+    fn all_reduce_sum_f32(&mut self, numbers: &mut [f32]) -> Result<(), CollectiveError>;
+
+    /// As [`Collective::all_reduce_sum_f32`], in double precision.
+    ///
+    /// # Errors
+    /// Any [`CollectiveError`] but `Stale`.
+    fn all_reduce_sum_f64(&mut self, numbers: &mut [f64]) -> Result<(), CollectiveError>;
+
+    /// Every rank's bytes, in rank order. Lengths may differ, each at most [`GATHER_BYTES_MAX`].
+    ///
+    /// # Errors
+    /// [`CollectiveError::Misuse`] for too long a contribution, and any other but `Stale`.
+    fn all_gather_bytes(&mut self, mine: &[u8]) -> Result<Vec<Vec<u8>>, CollectiveError>;
+
+    /// Replaces the bytes by those of rank `root`. All ranks bring the same length.
+    ///
+    /// # Errors
+    /// [`CollectiveError::Misuse`] for a root outside the world, and any other but `Stale`.
+    fn broadcast(&mut self, bytes: &mut [u8], root: u32) -> Result<(), CollectiveError>;
+
+    /// Returns once every rank has made this call.
+    ///
+    /// # Errors
+    /// Any [`CollectiveError`] but `Stale`.
+    fn barrier(&mut self) -> Result<(), CollectiveError>;
+
+    /// The sum over all groups in the one fixed order of [`TreeSum`], into `out`: the same bits for every number of ranks and
+    /// every deal of the groups in contiguous runs by rank, also where ranks hold none. All zero for no groups at all.
+    ///
+    /// # Errors
+    /// [`CollectiveError::Misuse`] where groups are missing from `mine` or `out` has another width,
+    /// [`CollectiveError::Protocol`] where the ranks' runs do not adjoin, and any other but `Stale`.
+    fn tree_sum_f32(&mut self, mine: &TreeSum, out: &mut [f32]) -> Result<(), CollectiveError>;
+
+    /// A handle that ends the call in progress and every later one, from any thread.
+    fn aborter(&self) -> Aborter;
+
+    /// What the calls so far have moved and taken.
+    fn traffic(&self) -> Traffic;
+}
+
+/// Ends a communicator from another thread: the blocked call returns [`CollectiveError::Aborted`] at once, and every other rank's
+/// call fails as soon as the news arrives, whatever any peer is doing. Aborting what has ended does nothing.
+#[derive(Clone)]
+pub struct Aborter(Arc<dyn Fn() + Send + Sync>);
+
+impl Aborter {
+    /// For backends: `abort` must return at once and be harmless when called again.
+    pub fn new(abort: impl Fn() + Send + Sync + 'static) -> Self {
+        Self(Arc::new(abort))
+    }
+
+    /// Aborts.
+    pub fn abort(&self) {
+        (self.0)();
+    }
+}
+
+impl fmt::Debug for Aborter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Aborter")
+    }
+}
+
+/// What a communicator has done since it was formed.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Traffic {
+    /// Bytes this rank has sent, headers included.
+    pub bytes: u64,
+    /// Time spent within calls, waiting for others included.
+    pub seconds: f64,
+}

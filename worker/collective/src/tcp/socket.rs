@@ -1,0 +1,79 @@
+//! Small things about one socket: its options, and messages of fixed size before the calls begin.
+
+use crate::CollectiveError;
+use rustix::rand::{GetRandomFlags, getrandom};
+use socket2::{SockRef, TcpKeepalive};
+use std::{
+    io::{self, ErrorKind, Read, Write},
+    net::TcpStream,
+    time::Duration,
+};
+
+/// The connection is of no more use.
+#[derive(Debug)]
+pub(super) struct Ended;
+
+/// Options of every connection. Buffers are left to the kernel, which sizes them by what the path holds.
+pub(super) fn prepare(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nonblocking(true)?;
+    stream.set_nodelay(true)
+}
+
+/// Lets the kernel notice a host that vanished without a word while no call is in progress: it probes an idle connection ten
+/// times within `deadline`. A process that is merely stopped still answers.
+pub(super) fn keep_alive(stream: &TcpStream, deadline: Duration) -> io::Result<()> {
+    let probe = (deadline / 10).max(Duration::from_secs(1));
+    SockRef::from(stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(probe).with_interval(probe).with_retries(9))
+}
+
+/// Sends a small message on a connection that has sent next to nothing: it fits, or the connection is of no use.
+pub(super) fn say(mut stream: &TcpStream, message: &[u8]) -> Result<(), Ended> {
+    match stream.write(message) {
+        Ok(count) if count == message.len() => Ok(()),
+        _ => Err(Ended),
+    }
+}
+
+/// 32 bytes that nobody can foretell.
+pub(super) fn nonce() -> Result<[u8; 32], CollectiveError> {
+    let mut bytes = [0; 32];
+    let count = getrandom(&mut bytes, GetRandomFlags::empty()).map_err(CollectiveError::io("draw a nonce"))?;
+    if count == bytes.len() {
+        return Ok(bytes);
+    }
+    Err(CollectiveError::io("draw a nonce")(io::Error::from(ErrorKind::UnexpectedEof)))
+}
+
+/// Room for one message of `N` bytes; takes in not a byte more.
+pub(super) struct Inbox<const N: usize> {
+    bytes: [u8; N],
+    have: usize,
+}
+
+impl<const N: usize> Inbox<N> {
+    pub(super) fn new() -> Self {
+        Self { bytes: [0; N], have: 0 }
+    }
+
+    /// Reads what has come; true once the message is complete.
+    pub(super) fn fill(&mut self, mut stream: &TcpStream) -> Result<bool, Ended> {
+        while self.have < N {
+            match stream.read(&mut self.bytes[self.have..]) {
+                Ok(0) => return Err(Ended),
+                Ok(count) => self.have += count,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => return Err(Ended),
+            }
+        }
+        Ok(true)
+    }
+
+    pub(super) fn so_far(&self) -> &[u8] {
+        &self.bytes[..self.have]
+    }
+
+    pub(super) fn bytes(&self) -> &[u8; N] {
+        &self.bytes
+    }
+}

@@ -1,0 +1,147 @@
+//! The only crate with `unsafe`: what tch does not wrap of libtorch, behind safe owner types.
+//!
+//! Three floors: `shim/shim.cpp` (C++ exceptions stop there), [`sys`] (declarations), and the safe functions here.
+//! It knows nothing of training, of GANs, of networks or of files.
+
+pub mod cuda;
+mod hook;
+mod host;
+mod sys;
+
+pub use hook::GradientHook;
+pub use host::HostF32;
+
+use std::ffi::CStr;
+use tch::Tensor;
+
+/// An operation of libtorch failed.
+#[derive(Debug, thiserror::Error)]
+#[error("libtorch: {operation}: {message}")]
+pub struct NativeError {
+    /// The operation.
+    pub operation: &'static str,
+    /// libtorch's own message, first line.
+    pub message: String,
+}
+
+fn check(operation: &'static str, status: i32) -> Result<(), NativeError> {
+    if status == 0 {
+        return Ok(());
+    }
+    // SAFETY: gfn_error returns a NUL-terminated string of this thread that lives until the next failing call here.
+    let message = unsafe { CStr::from_ptr(sys::gfn_error()) }.to_string_lossy();
+    Err(NativeError { operation, message: message.lines().next().unwrap_or_default().to_owned() })
+}
+
+fn handles(tensors: &[Tensor]) -> Vec<sys::Handle> {
+    tensors.iter().map(handle).collect()
+}
+
+fn handle(tensor: &Tensor) -> sys::Handle {
+    tensor.as_ptr().cast_mut().cast()
+}
+
+/// Constants of Adam (Kingma & Ba 2015, algorithm 1).
+#[derive(Clone, Copy, Debug)]
+pub struct AdamConstants {
+    /// Learning rate.
+    pub learning_rate: f64,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub epsilon: f64,
+}
+
+/// One Adam step of all `params` at once, in place. The four lists pair up by position and share shapes and device.
+///
+/// `step` (one float) is the number of this step, from 1. Where `found_inf` (one float, same device) holds 1, nothing changes:
+/// the decision stays on the device.
+///
+/// # Errors
+/// When libtorch refuses shapes, types or devices.
+pub fn fused_adam(
+    params: &[Tensor],
+    grads: &[Tensor],
+    first: &[Tensor],
+    second: &[Tensor],
+    step: &Tensor,
+    found_inf: &Tensor,
+    adam: AdamConstants,
+) -> Result<(), NativeError> {
+    assert!(params.len() == grads.len() && params.len() == first.len() && params.len() == second.len());
+    if params.is_empty() {
+        return Ok(());
+    }
+    let (p, g, m, v) = (handles(params), handles(grads), handles(first), handles(second));
+    // SAFETY: every handle is a live at::Tensor borrowed for the length of the call, and the lists have equal lengths.
+    let status = unsafe {
+        sys::gfn_fused_adam(
+            p.as_ptr(),
+            g.as_ptr(),
+            m.as_ptr(),
+            v.as_ptr(),
+            p.len(),
+            handle(step),
+            handle(found_inf),
+            adam.learning_rate,
+            adam.beta1,
+            adam.beta2,
+            adam.epsilon,
+        )
+    };
+    check("fused_adam", status)
+}
+
+/// `averages[i] += weight * (values[i] - averages[i])`, all at once, in place.
+///
+/// # Errors
+/// When libtorch refuses shapes, types or devices.
+pub fn foreach_lerp(averages: &[Tensor], values: &[Tensor], weight: f64) -> Result<(), NativeError> {
+    assert_eq!(averages.len(), values.len());
+    if averages.is_empty() {
+        return Ok(());
+    }
+    let (a, v) = (handles(averages), handles(values));
+    // SAFETY: as in fused_adam.
+    let status = unsafe { sys::gfn_foreach_lerp(a.as_ptr(), v.as_ptr(), a.len(), weight) };
+    check("foreach_lerp", status)
+}
+
+/// Makes `grad` (same shape, usually a view into a flat buffer) the place into which `tensor`'s gradient is accumulated.
+///
+/// # Errors
+/// When shape, type or device differ.
+pub fn set_gradient(tensor: &Tensor, grad: Option<&Tensor>) -> Result<(), NativeError> {
+    // SAFETY: both handles are live for the length of the call; a null grad is allowed.
+    let status = unsafe { sys::gfn_set_grad(handle(tensor), grad.map_or(std::ptr::null_mut(), handle)) };
+    check("set_gradient", status)
+}
+
+/// `x` where positive, `slope * x` elsewhere; tch's own has no slope.
+///
+/// # Errors
+/// When `tensor` is not a floating-point tensor.
+pub fn leaky_relu(tensor: &Tensor, slope: f64) -> Result<Tensor, NativeError> {
+    let mut out: sys::Handle = std::ptr::null_mut();
+    // SAFETY: the handle is live; `out` is written on success only.
+    check("leaky_relu", unsafe { sys::gfn_leaky_relu(handle(tensor), slope, &raw mut out) })?;
+    // SAFETY: the shim made a new at::Tensor and gives it away.
+    Ok(unsafe { Tensor::from_ptr(out.cast()) })
+}
+
+/// The 4-dimensional `tensor` laid out channels-last.
+///
+/// # Errors
+/// When it has not 4 dimensions.
+pub fn channels_last(tensor: &Tensor) -> Result<Tensor, NativeError> {
+    let mut out: sys::Handle = std::ptr::null_mut();
+    // SAFETY: the handle is live; `out` is written on success only.
+    check("channels_last", unsafe { sys::gfn_channels_last(handle(tensor), &raw mut out) })?;
+    // SAFETY: the shim made a new at::Tensor and gives it away.
+    Ok(unsafe { Tensor::from_ptr(out.cast()) })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,34 @@
+//! Declarations of `shim/shim.cpp`. Nothing here is safe or clever.
+
+use std::ffi::{c_char, c_void};
+
+/// tch's handle: a pointer to `at::Tensor`.
+pub type Handle = *mut c_void;
+
+unsafe extern "C" {
+    pub fn gfn_error() -> *const c_char;
+    pub fn gfn_fused_adam(
+        params: *const Handle,
+        grads: *const Handle,
+        first: *const Handle,
+        second: *const Handle,
+        n: usize,
+        step: Handle,
+        found_inf: Handle,
+        learning_rate: f64,
+        beta1: f64,
+        beta2: f64,
+        epsilon: f64,
+    ) -> i32;
+    pub fn gfn_foreach_lerp(averages: *const Handle, values: *const Handle, n: usize, weight: f64) -> i32;
+    pub fn gfn_set_grad(tensor: Handle, grad: Handle) -> i32;
+    pub fn gfn_hook_gradient(
+        tensor: Handle,
+        call: extern "C" fn(*mut c_void),
+        drop: extern "C" fn(*mut c_void),
+        context: *mut c_void,
+    ) -> i32;
+    pub fn gfn_unhook_gradient(tensor: Handle) -> i32;
+    pub fn gfn_leaky_relu(src: Handle, slope: f64, out: *mut Handle) -> i32;
+    pub fn gfn_channels_last(src: Handle, out: *mut Handle) -> i32;
+}

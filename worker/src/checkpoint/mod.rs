@@ -1,0 +1,2 @@
+//! Checkpoints from the worker's side.
+pub mod snapshot;

@@ -1,0 +1,144 @@
+//! The state of a run as named tensors in parts, copied out of the model's memory and put back into it.
+//!
+//! Training stands still for [`copy`] only. Encoding and hashing work on the copy, in another thread.
+//!
+//! Names: `g.16.conv0.weight` is a weight, `average.<weight>` its moving average, `first.<weight>` and `second.<weight>` its
+//! moments. A part holds one block (`g.16`) whole, so that blocks which have not grown yet keep their hash.
+
+use crate::parameters::Parameters;
+use crate::trainer::Trainer;
+use bytes::Bytes;
+use common::checkpoint::{BlobRef, Digest, Dtype, Part, TensorRef};
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype as SafeDtype, TensorView, serialize};
+use std::collections::BTreeMap;
+use tch::{Device, Kind, Tensor, no_grad};
+
+/// A part whose bytes do not fit the model.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// The blob is not safetensors.
+    #[error("part {part} is not a safetensors file: {why}")]
+    Format {
+        /// Name of the part.
+        part: String,
+        /// What the reader says.
+        why: String,
+    },
+    /// A tensor is missing, superfluous or of another shape: the checkpoint is of another architecture.
+    #[error("tensor {tensor} of part {part} {why}: the checkpoint belongs to another network")]
+    Mismatch {
+        /// Name of the part.
+        part: String,
+        /// Name of the tensor.
+        tensor: String,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+/// One part of the state: tensors that share memory with the model.
+pub struct LivePart {
+    /// Name of the part: `g.16`.
+    pub name: String,
+    /// Name and tensor, in the order in which they are written.
+    pub tensors: Vec<(String, Tensor)>,
+}
+
+impl LivePart {
+    /// Size of its tensors in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.tensors.iter().map(|(_, t)| t.numel() as u64 * 4).sum()
+    }
+}
+
+/// One part, copied: nothing of it changes any more.
+pub struct CopiedPart {
+    name: String,
+    tensors: Vec<(String, Vec<usize>, Vec<u8>)>,
+}
+
+/// The whole state as parts, in order of name.
+#[must_use]
+pub fn live(trainer: &Trainer) -> Vec<LivePart> {
+    let mut parts: BTreeMap<String, Vec<(String, Tensor)>> = BTreeMap::new();
+    let mut add = |prefix: &str, parameters: &Parameters| {
+        for (spec, tensor) in parameters.specs().iter().zip(parameters.tensors()) {
+            let part = spec.name.splitn(3, '.').take(2).collect::<Vec<_>>().join(".");
+            parts.entry(part).or_default().push((format!("{prefix}{}", spec.name), tensor.detach()));
+        }
+    };
+    let model = trainer.model();
+    for (module, optimizer) in model.modules().iter().zip(trainer.optimizers()) {
+        add("", model.parameters(module));
+        add("first.", optimizer.first());
+        add("second.", optimizer.second());
+    }
+    add("average.", model.average().1);
+    parts.into_iter().map(|(name, tensors)| LivePart { name, tensors }).collect()
+}
+
+/// Copies `part` into host memory. This is the stall of a checkpoint.
+#[must_use]
+pub fn copy(part: &LivePart) -> CopiedPart {
+    let tensors = part.tensors.iter().map(|(name, tensor)| {
+        let host = tensor.to_device(Device::Cpu).to_kind(Kind::Float).contiguous();
+        let mut bytes = vec![0u8; host.numel() * 4];
+        host.copy_data_u8(&mut bytes, host.numel());
+        (name.clone(), host.size().iter().map(|&d| d as usize).collect(), bytes)
+    });
+    CopiedPart { name: part.name.clone(), tensors: tensors.collect() }
+}
+
+impl CopiedPart {
+    /// Its safetensors file and its entry in the manifest.
+    ///
+    /// # Errors
+    /// When safetensors refuses, which would be a defect.
+    pub fn encode(&self) -> Result<(Bytes, Part), safetensors::SafeTensorError> {
+        let mut views = Vec::with_capacity(self.tensors.len());
+        let mut refs = Vec::with_capacity(self.tensors.len());
+        for (name, shape, bytes) in &self.tensors {
+            views.push((name.as_str(), TensorView::new(SafeDtype::F32, shape.clone(), bytes)?));
+            refs.push(TensorRef {
+                name: name.clone(),
+                dtype: Dtype::F32,
+                shape: shape.iter().map(|&d| d as u64).collect(),
+                hash: Digest::of(bytes),
+            });
+        }
+        let file = Bytes::from(serialize(views, None)?);
+        let blob = BlobRef { hash: Digest::of(&file), bytes: file.len() as u64 };
+        Ok((file, Part { name: self.name.clone(), blob, tensors: refs }))
+    }
+}
+
+/// Puts the tensors of the file `bytes` into `part`. Everything is checked before anything is written.
+///
+/// # Errors
+/// When the file is damaged or of another network.
+pub fn restore(part: &LivePart, bytes: &[u8]) -> Result<(), RestoreError> {
+    let file = SafeTensors::deserialize(bytes)
+        .map_err(|e| RestoreError::Format { part: part.name.clone(), why: e.to_string() })?;
+    let mismatch =
+        |tensor: &str, why: String| RestoreError::Mismatch { part: part.name.clone(), tensor: tensor.to_owned(), why };
+    let mut found = Vec::with_capacity(part.tensors.len());
+    for (name, tensor) in &part.tensors {
+        let view = file.tensor(name).map_err(|_| mismatch(name, "is missing".to_owned()))?;
+        let shape: Vec<i64> = view.shape().iter().map(|&d| d as i64).collect();
+        if view.dtype() != SafeDtype::F32 || shape != tensor.size() {
+            return Err(mismatch(name, format!("is {:?} {shape:?}, expected F32 {:?}", view.dtype(), tensor.size())));
+        }
+        found.push((tensor, view.data(), shape));
+    }
+    if let Some(extra) = file.names().iter().find(|n| !part.tensors.iter().any(|(name, _)| name == *n)) {
+        return Err(mismatch(extra, "is unknown".to_owned()));
+    }
+    no_grad(|| {
+        for (tensor, data, shape) in found {
+            tensor.shallow_clone().copy_(&Tensor::from_data_size(data, &shape, Kind::Float));
+        }
+    });
+    Ok(())
+}

@@ -1,0 +1,183 @@
+//! Layers that more than one family uses, or may: equalized layers, pixel norm, minibatch deviation, scaling by two.
+//!
+//! Conventions: NCHW, weights `[out, in, kh, kw]` or `[out, in]`. Sources are sections of Karras et al., ICLR 2018 ("PGGAN").
+
+use crate::parameters::Parameters;
+use tch::{Kind, Tensor};
+
+/// Gain of a layer that feeds a rectifier (He et al. 2015).
+pub const RECTIFIER: f64 = std::f64::consts::SQRT_2;
+
+/// Leaky ReLU with slope 0.2 (PGGAN, table 2).
+#[must_use]
+pub fn leaky(x: &Tensor) -> Tensor {
+    native::leaky_relu(x, 0.2).expect("activations are floating-point tensors")
+}
+
+/// Each pixel's feature vector scaled to unit mean square (PGGAN 4.2): `x / sqrt(mean_c(x^2) + 1e-8)`.
+#[must_use]
+pub fn pixel_norm(x: &Tensor) -> Tensor {
+    x * ((x * x).mean_dim(&[1i64][..], true, None::<Kind>) + 1e-8).rsqrt()
+}
+
+/// Nearest neighbour, twice the side.
+#[must_use]
+pub fn upscale(x: &Tensor) -> Tensor {
+    let (_, _, h, w) = x.size4().expect("an image has four dimensions");
+    x.upsample_nearest2d([h * 2, w * 2], None, None)
+}
+
+/// Mean of 2x2 pixels, half the side.
+#[must_use]
+pub fn downscale(x: &Tensor) -> Tensor {
+    x.avg_pool2d(2, 2, 0, false, true, None)
+}
+
+/// One more feature map with the mean standard deviation over each statistical group (PGGAN 3).
+///
+/// `x` is `[n, c, h, w]`, `n` a multiple of `group`. A group is `group` consecutive samples of the *global* minibatch, so
+/// that the statistic does not depend on how many workers share it; the authors group by stride instead, which is the
+/// same statistic over another, equally random, choice of samples. Population variance, `sqrt(var + 1e-8)`, mean over
+/// c, h, w, one number for every sample of the group.
+#[must_use]
+pub fn minibatch_deviation(x: &Tensor, group: i64) -> Tensor {
+    let (n, c, h, w) = x.size4().expect("an activation has four dimensions");
+    let grouped = x.view([n / group, group, c * h * w]);
+    let centred = &grouped - grouped.mean_dim(&[1i64][..], true, None::<Kind>);
+    let deviation = ((&centred * &centred).mean_dim(&[1i64][..], false, None::<Kind>) + 1e-8).sqrt();
+    let map = deviation
+        .mean_dim(&[1i64][..], false, None::<Kind>)
+        .view([n / group, 1, 1, 1, 1])
+        .expand([n / group, group, 1, h, w], false)
+        .reshape([n, 1, h, w]);
+    Tensor::cat(&[x, &map], 1)
+}
+
+/// A weight and a bias with the run-time constant of the equalized learning rate (PGGAN 4.1): the forward pass uses
+/// `weight * gain / sqrt(fan_in)`; the bias is added unscaled.
+#[derive(Debug)]
+pub struct Equalized {
+    weight: Tensor,
+    bias: Tensor,
+    scale: f64,
+}
+
+impl Equalized {
+    /// The layer `name` of `parameters` with the given gain; fan-in is everything but the weight's first dimension.
+    #[must_use]
+    pub fn new(parameters: &Parameters, name: &str, gain: f64) -> Self {
+        let weight = parameters.get(&format!("{name}.weight")).shallow_clone();
+        let fan_in: i64 = weight.size()[1..].iter().product();
+        let bias = parameters.get(&format!("{name}.bias")).shallow_clone();
+        Self { weight, bias, scale: gain / (fan_in as f64).sqrt() }
+    }
+
+    fn effective_weight(&self) -> Tensor {
+        &self.weight * self.scale
+    }
+
+    /// Convolution with as much padding as keeps the side.
+    #[must_use]
+    pub fn conv(&self, x: &Tensor) -> Tensor {
+        let padding = self.weight.size()[2] / 2;
+        x.conv2d(&self.effective_weight(), Some(&self.bias), 1, padding, 1, 1)
+    }
+
+    /// Dense layer.
+    #[must_use]
+    pub fn dense(&self, x: &Tensor) -> Tensor {
+        x.linear(&self.effective_weight(), Some(&self.bias))
+    }
+
+    /// Dense layer onto a 4x4 image: `[n, in] -> [n, c, 4, 4]`, one bias per channel, added after the reshape.
+    #[must_use]
+    pub fn dense_to_4x4(&self, x: &Tensor) -> Tensor {
+        let channels = self.bias.size()[0];
+        x.linear(&self.effective_weight(), None::<Tensor>).view([-1, channels, 4, 4]) + self.bias.view([1, channels, 1, 1])
+    }
+
+    /// Nearest-neighbour upscaling and 3x3 convolution as one transposed 4x4 convolution: the same function.
+    #[must_use]
+    pub fn upscaling_conv(&self, x: &Tensor) -> Tensor {
+        // a transposed convolution flips its kernel, so it is turned round first
+        let kernel = spread(&self.effective_weight()).flip([2, 3]).transpose(0, 1);
+        x.conv_transpose2d(&kernel, Some(&self.bias), 2, 1, 0, 1, 1)
+    }
+
+    /// 3x3 convolution and 2x2 mean as one strided 4x4 convolution: conv, mean, bias, in this order.
+    #[must_use]
+    pub fn downscaling_conv(&self, x: &Tensor) -> Tensor {
+        x.conv2d(&(spread(&self.effective_weight()) * 0.25), Some(&self.bias), 2, 1, 1, 1)
+    }
+}
+
+/// The 4x4 kernel of a 3x3 convolution over doubled pixels: the sum of its four shifts.
+fn spread(weight: &Tensor) -> Tensor {
+    let padded = weight.constant_pad_nd([1, 1, 1, 1]);
+    let window = |y, x| padded.narrow(2, y, 4).narrow(3, x, 4);
+    window(0, 0) + window(0, 1) + window(1, 0) + window(1, 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Device;
+
+    fn layer(out: i64, input: i64) -> Equalized {
+        tch::manual_seed(3);
+        let options = (Kind::Double, Device::Cpu);
+        Equalized { weight: Tensor::randn([out, input, 3, 3], options), bias: Tensor::randn([out], options), scale: 0.3 }
+    }
+
+    fn distance(a: &Tensor, b: &Tensor) -> f64 {
+        (a - b).abs().max().double_value(&[])
+    }
+
+    /// gan.md 19, item 10.
+    #[test]
+    fn fused_scaling_is_scaling() {
+        let layer = layer(5, 3);
+        let x = Tensor::randn([2, 3, 8, 8], (Kind::Double, Device::Cpu));
+        assert!(distance(&layer.upscaling_conv(&x), &layer.conv(&upscale(&x))) < 1e-12);
+        let bias = layer.bias.view([1, -1, 1, 1]);
+        let plain = downscale(&(layer.conv(&x) - &bias)) + &bias;
+        assert!(distance(&layer.downscaling_conv(&x), &plain) < 1e-12);
+    }
+
+    /// gan.md 19, item 8.
+    #[test]
+    fn pixel_norm_gives_each_pixel_unit_rms() {
+        let x = Tensor::randn([2, 16, 4, 4], (Kind::Double, Device::Cpu)) * 7.0;
+        let rms = (pixel_norm(&x).square().mean_dim(&[1i64][..], false, None::<Kind>)).sqrt();
+        assert!(distance(&rms, &rms.ones_like()) < 1e-6);
+        let z = pixel_norm(&Tensor::randn([3, 512], (Kind::Double, Device::Cpu)));
+        let norm = z.square().sum_dim_intlist(&[1i64][..], false, None::<Kind>).sqrt();
+        assert!(distance(&norm, &(norm.ones_like() * 512f64.sqrt())) < 1e-6);
+    }
+
+    #[test]
+    fn deviation_of_equal_images_is_the_root_of_epsilon() {
+        let x = Tensor::ones([8, 3, 4, 4], (Kind::Double, Device::Cpu)) * 5.0;
+        let map = minibatch_deviation(&x, 4).narrow(1, 3, 1);
+        assert!(distance(&map, &(map.ones_like() * 1e-4)) < 1e-12);
+    }
+
+    /// gan.md 1.3: the authors' strided groups are ours after the permutation that makes them consecutive.
+    #[test]
+    fn consecutive_groups_are_strided_groups_permuted() {
+        let (n, g) = (12i64, 4i64);
+        let m = n / g;
+        let x = Tensor::randn([n, 3, 4, 4], (Kind::Double, Device::Cpu));
+        let strided = {
+            let t = x.view([g, m, 3, 4, 4]);
+            let c = &t - t.mean_dim(&[0i64][..], true, None::<Kind>);
+            let d = ((&c * &c).mean_dim(&[0i64][..], false, None::<Kind>) + 1e-8).sqrt();
+            d.mean_dim(&[1i64, 2, 3][..], false, None::<Kind>) // one number for each n mod M
+        };
+        let order: Vec<i64> = (0..m).flat_map(|k| (0..g).map(move |i| i * m + k)).collect();
+        let ours = minibatch_deviation(&x.index_select(0, &Tensor::from_slice(&order)), g).narrow(1, 3, 1);
+        for k in 0..m {
+            assert!((ours.double_value(&[k * g, 0, 0, 0]) - strided.double_value(&[k])).abs() < 1e-12);
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! What the trainer knows of a GAN: named modules, phases, and a loss for each phase. One file per family.
+//!
+//! The trainer never says "generator": a family is its list of phases. Losses are sums over the samples given, divided by
+//! the *global* minibatch, so that the sum over all workers is the loss of the whole minibatch, however it is dealt.
+
+pub mod blocks;
+pub mod progan;
+
+use crate::parameters::Parameters;
+use common::config::resolved::{Model, RunConfig};
+use common::families::progan::Level;
+use common::schedule::Stage;
+use common::seed::{Purpose, Stream};
+use std::ops::Range;
+use tch::{Device, Kind, Tensor};
+
+/// One kind of update: which module it trains and how often.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Phase {
+    /// Short name, also the name of its statistics: `d`, `g`.
+    pub name: &'static str,
+    /// Module whose parameters it updates.
+    pub module: &'static str,
+    /// Times in a row within one round.
+    pub repeats: u32,
+    /// Whether it is shown real images: images seen grow by the minibatch.
+    pub shows_images: bool,
+    /// Whether the moving average is updated with it (before its own update takes effect elsewhere).
+    pub averages: bool,
+}
+
+/// The samples of one call of [`GanModel::loss`]: a contiguous piece of the global minibatch.
+#[derive(Debug)]
+pub struct Batch {
+    /// Real images `[n, 3, r, r]`, bytes, mirrored already; present where the phase shows images.
+    pub real: Option<Tensor>,
+    /// Positions of the samples in the global minibatch.
+    pub samples: Range<u32>,
+    /// Size of the global minibatch: what losses divide by.
+    pub total: u32,
+}
+
+impl Batch {
+    /// Number of samples.
+    #[must_use]
+    pub fn len(&self) -> i64 {
+        self.samples.len() as i64
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.samples.is_empty()
+    }
+}
+
+/// Random numbers of one step, drawn per global sample index: the same for every division of the minibatch.
+#[derive(Clone, Copy, Debug)]
+pub struct Draw {
+    /// Seed of the run.
+    pub seed: u64,
+    /// Images seen when the step began.
+    pub step: u64,
+    /// Kind of the tensors that are made.
+    pub kind: Kind,
+    /// Device of the tensors that are made.
+    pub device: Device,
+}
+
+impl Draw {
+    /// `[n, width]` draws from N(0, 1).
+    #[must_use]
+    pub fn normals(&self, purpose: Purpose, samples: &Range<u32>, width: u32) -> Tensor {
+        let mut values = vec![0.0f32; samples.len() * width as usize];
+        if width > 0 {
+            for (row, sample) in values.chunks_exact_mut(width as usize).zip(samples.clone()) {
+                Stream::new(self.seed, purpose, self.step, u64::from(sample)).normals(row);
+            }
+        }
+        self.tensor(&values).view([samples.len() as i64, i64::from(width)])
+    }
+
+    /// `[n]` draws from U(0, 1).
+    #[must_use]
+    pub fn uniforms(&self, purpose: Purpose, samples: &Range<u32>) -> Tensor {
+        let draw = |sample| Stream::new(self.seed, purpose, self.step, u64::from(sample)).uniform();
+        self.tensor(&samples.clone().map(draw).collect::<Vec<f32>>())
+    }
+
+    fn tensor(&self, values: &[f32]) -> Tensor {
+        Tensor::from_slice(values).to_kind(self.kind).to_device(self.device)
+    }
+}
+
+/// What a phase minimises, and what it tells about itself.
+#[derive(Debug)]
+pub struct Loss {
+    /// Scalar; its gradient is this piece's share of the global gradient.
+    pub objective: Tensor,
+    /// Scalars on the device, each this piece's share of a mean over the global minibatch.
+    pub statistics: Vec<(&'static str, Tensor)>,
+}
+
+/// A GAN family.
+pub trait GanModel {
+    /// The phases of one round, in order.
+    fn phases(&self) -> &[Phase];
+
+    /// Names of the trained modules, in the order of the phases that train them.
+    fn modules(&self) -> &[&'static str];
+
+    /// The parameters of a module.
+    ///
+    /// # Panics
+    /// When it has no such module.
+    fn parameters(&self, module: &str) -> &Parameters;
+
+    /// Name of the module that is averaged, and its average.
+    fn average(&self) -> (&'static str, &Parameters);
+
+    /// Indices of the parameters of `module` that take part at `level`, roughly in the order in which backward reaches
+    /// them: the same on every rank.
+    fn active(&self, module: &str, level: &Level) -> Vec<usize>;
+
+    /// The loss of `phase` over `batch`. Changes no state.
+    fn loss(&self, phase: &Phase, stage: &Stage, batch: &Batch, draw: &Draw) -> Loss;
+
+    /// Images `[n, 3, r, r]` made by the averaged weights from latents `[n, latent]`, at the level's resolution.
+    fn sample(&self, latents: &Tensor, level: &Level) -> Tensor;
+
+    /// Length of a latent vector.
+    fn latent_size(&self) -> u32;
+}
+
+/// The model that `config` describes, freshly drawn from the run's seed.
+#[must_use]
+pub fn build(config: &RunConfig, kind: Kind, device: Device) -> Box<dyn GanModel> {
+    match &config.model {
+        Model::ProGan(architecture) => {
+            Box::new(progan::ProGan::new(architecture.clone(), config.train.d_repeats, config.seed, kind, device))
+        }
+    }
+}

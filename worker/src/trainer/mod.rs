@@ -1,0 +1,400 @@
+//! One optimizer step after another: gradients of a phase, their reduction, the update, the average.
+//!
+//! The engine names no network and decides nothing about files, commands or ends; that is `run`. A step is a function of
+//! the parameters, the run's seed and the position, and of nothing else; which rank computes which part does not matter.
+//! Nothing here waits for the device except to read what ranks agree on.
+
+mod gradients;
+
+pub use gradients::FLAGS;
+use gradients::Gradients;
+
+use crate::communicator::Communicator;
+use crate::models::{Batch, Draw, GanModel, Phase};
+use crate::optimizer::Optimizer;
+use collective::{CollectiveError, TreeSum, deal};
+use common::config::resolved::{Determinism, RunConfig};
+use common::ids::ImagesSeen;
+use common::schedule::{Position, Stage};
+use native::{HostF32, NativeError};
+use std::collections::BTreeMap;
+use std::ops::Range;
+use tch::{Device, Kind, Tensor, no_grad};
+
+/// Why a step could not be taken.
+#[derive(Debug, thiserror::Error)]
+pub enum StepError {
+    /// Another rank is gone, or the generation was ended.
+    #[error(transparent)]
+    Collective(#[from] CollectiveError),
+    /// libtorch refused; a defect.
+    #[error(transparent)]
+    Native(#[from] NativeError),
+}
+
+/// What the ranks tell each other with every step, summed: each number counts the ranks that say so.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Flags {
+    /// Wants to stop.
+    pub stop: f32,
+    /// Wants a checkpoint now.
+    pub checkpoint: f32,
+    /// Has stored its share of the checkpoint in flight.
+    pub stored: f32,
+}
+
+impl Flags {
+    fn to_wire(self) -> [f32; FLAGS] {
+        [self.stop, self.checkpoint, self.stored, 0.0]
+    }
+
+    fn from_wire(wire: [f32; FLAGS]) -> Self {
+        Self { stop: wire[0], checkpoint: wire[1], stored: wire[2] }
+    }
+}
+
+/// The step that comes next, for whoever fetches its data.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Upcoming {
+    /// Images seen when it begins.
+    pub images: u64,
+    /// What holds during its cycle.
+    pub stage: Stage,
+    /// This rank's samples, positions in the global minibatch.
+    pub samples: Range<u32>,
+    /// Whether it is shown real images.
+    pub shows_images: bool,
+}
+
+/// Networks, optimizers and position of one rank.
+pub struct Trainer {
+    config: RunConfig,
+    model: Box<dyn GanModel>,
+    communicator: Communicator,
+    device: Device,
+    /// One for each of the model's modules, in the same order.
+    optimizers: Vec<Optimizer>,
+    /// One for each phase, laid anew when the set of active parameters changes.
+    gradients: Vec<Option<Gradients>>,
+    average_of: Vec<Tensor>,
+    averages: Vec<Tensor>,
+    tree: TreeSum,
+    position: Position,
+    stage: Stage,
+    knee: Option<(u32, u32)>,
+    /// Updates skipped, one float on the device.
+    skipped: Tensor,
+    statistics: Statistics,
+}
+
+/// Sums over a tick of what the phases tell, on the device.
+#[derive(Default)]
+struct Statistics(BTreeMap<String, (Tensor, f64)>);
+
+impl Statistics {
+    /// `share` is this rank's part of a mean; it counts as one observation of the whole.
+    fn add(&mut self, name: &str, share: &Tensor, observations: f64) {
+        match self.0.get_mut(name) {
+            Some((sum, count)) => {
+                no_grad(|| *sum += share);
+                *count += observations;
+            }
+            None => {
+                self.0.insert(name.to_owned(), (share.detach().copy(), observations));
+            }
+        }
+    }
+}
+
+impl Trainer {
+    /// A trainer at the run's beginning.
+    #[must_use]
+    pub fn new(config: RunConfig, model: Box<dyn GanModel>, communicator: Communicator, device: Device) -> Self {
+        let optimizers = (model.modules().iter())
+            .map(|module| Optimizer::new(config.train.optimizer.clone(), model.parameters(module), device))
+            .collect();
+        let (source, average) = model.average();
+        let clones = |list: &[Tensor]| list.iter().map(|t| t.detach()).collect::<Vec<_>>();
+        let (average_of, averages) = (clones(model.parameters(source).tensors()), clones(average.tensors()));
+        let gradients = model.phases().iter().map(|_| None).collect();
+        Self {
+            stage: Stage::at(&config, ImagesSeen(0)),
+            config,
+            model,
+            communicator,
+            device,
+            optimizers,
+            gradients,
+            average_of,
+            averages,
+            tree: TreeSum::default(),
+            position: Position::default(),
+            knee: None,
+            skipped: Tensor::zeros([1], (Kind::Float, device)),
+            statistics: Statistics::default(),
+        }
+    }
+
+    /// Goes on from a checkpoint's position; the tensors were filled in by the caller.
+    pub fn restore(&mut self, position: Position, knee: Option<(u32, u32)>, skipped: u64) {
+        self.position = position;
+        self.stage = Stage::at(&self.config, ImagesSeen(position.cycle_images));
+        self.knee = knee;
+        no_grad(|| {
+            let _same = self.skipped.fill_(skipped as f64);
+        });
+    }
+
+    /// Takes the next step, over this rank's samples: `real` are their images `[n, 3, r, r]`, bytes, where the step shows
+    /// images. `flags` are this rank's; the answer is all ranks' together.
+    ///
+    /// # Errors
+    /// When another rank is lost. The step is then not taken on this rank: parameters and position are what they were.
+    pub fn step(&mut self, real: Option<&Tensor>, flags: Flags) -> Result<Flags, StepError> {
+        self.reset_at_knee();
+        let (index, phase) = self.phase_at(self.position);
+        let active = self.model.active(phase.module, &self.stage.level);
+        for module in self.model.modules() {
+            let wanted = if *module == phase.module { &active[..] } else { &[] };
+            self.model.parameters(module).require_gradients(wanted);
+        }
+        let mut gradients = match self.gradients[index].take() {
+            Some(laid) if laid.active() == active => laid,
+            _ => Gradients::new(self.model.parameters(phase.module), active, self.device)?,
+        };
+        let agreed = match self.config.train.determinism {
+            Determinism::Fast => self.reduce_fast(&mut gradients, &phase, real, flags)?,
+            Determinism::Bitwise => self.reduce_bitwise(&mut gradients, &phase, real, flags)?,
+        };
+        self.update(&gradients, &phase)?;
+        self.gradients[index] = Some(gradients);
+        self.advance(&phase);
+        Ok(agreed)
+    }
+
+    /// Gradients of this rank's share in as few passes as memory allows, reduced while the last one runs.
+    fn reduce_fast(
+        &mut self,
+        gradients: &mut Gradients,
+        phase: &Phase,
+        real: Option<&Tensor>,
+        flags: Flags,
+    ) -> Result<Flags, StepError> {
+        gradients.begin(self.model.parameters(phase.module), flags.to_wire())?;
+        let mine = self.my_groups();
+        let pieces: Vec<_> = self.stage.micro_batches(&mine).collect();
+        for (i, piece) in pieces.iter().enumerate() {
+            let objective = self.loss(phase, real, &mine, piece);
+            if i + 1 == pieces.len() {
+                gradients.arm(self.communicator.launcher())?;
+            }
+            objective.backward();
+        }
+        if pieces.is_empty() {
+            gradients.arm(self.communicator.launcher())?;
+        }
+        gradients.launch_rest();
+        self.communicator.wait()?;
+        Ok(Flags::from_wire(gradients.flags()))
+    }
+
+    /// Gradients group by group, summed on one fixed tree: the same bits for every division into ranks.
+    fn reduce_bitwise(
+        &mut self,
+        gradients: &mut Gradients,
+        phase: &Phase,
+        real: Option<&Tensor>,
+        flags: Flags,
+    ) -> Result<Flags, StepError> {
+        let mine = self.my_groups();
+        let as_usize = mine.start as usize..mine.end as usize;
+        let mut tree = std::mem::take(&mut self.tree);
+        tree.restart(self.stage.groups() as usize, as_usize, gradients.flat().numel())?;
+        for group in mine.clone() {
+            gradients.begin(self.model.parameters(phase.module), [0.0; FLAGS])?;
+            self.loss(phase, real, &mine, &(group..group + 1)).backward();
+            tree.push(HostF32::new(gradients.flat())?.as_slice())?;
+        }
+        self.tree = self.communicator.tree_sum(tree, HostF32::new(gradients.flat())?)?;
+        let sums = self.communicator.sum_f64(flags.to_wire().map(f64::from).to_vec())?;
+        Ok(Flags { stop: sums[0] as f32, checkpoint: sums[1] as f32, stored: sums[2] as f32 })
+    }
+
+    /// The objective of `phase` over the groups of `piece`; its statistics are noted.
+    fn loss(&mut self, phase: &Phase, real: Option<&Tensor>, mine: &Range<u32>, piece: &Range<u32>) -> Tensor {
+        let samples = self.stage.samples(piece);
+        let offset = i64::from(samples.start - self.stage.samples(mine).start);
+        let real = real.filter(|_| phase.shows_images).map(|t| t.narrow(0, offset, samples.len() as i64));
+        let batch = Batch { real: real.map(|t| t.to_device(self.device)), samples, total: self.stage.minibatch };
+        let draw =
+            Draw { seed: self.config.seed, step: self.position.images, kind: Kind::Float, device: self.device };
+        let loss = self.model.loss(phase, &self.stage, &batch, &draw);
+        let observations = piece.len() as f64 / f64::from(self.stage.groups());
+        for (name, share) in &loss.statistics {
+            self.statistics.add(name, share, observations);
+        }
+        loss.objective
+    }
+
+    fn update(&mut self, gradients: &Gradients, phase: &Phase) -> Result<(), StepError> {
+        let squared = gradients.squared_norm();
+        let found_inf = squared.isfinite().logical_not().to_kind(Kind::Float).view([1]);
+        no_grad(|| self.skipped += &found_inf);
+        let world = f64::from(self.communicator.world());
+        self.statistics.add(&format!("gradient_norm/{}", phase.name), &(squared.sqrt() / world), 1.0 / world);
+        let module = self.model.modules().iter().position(|m| *m == phase.module).unwrap_or_default();
+        let parameters = self.model.parameters(phase.module);
+        self.optimizers[module].step(parameters, gradients.active(), gradients.views(), &found_inf, &self.stage)?;
+        if phase.averages {
+            native::foreach_lerp(&self.averages, &self.average_of, 1.0 - self.stage.ema_decay)?;
+        }
+        Ok(())
+    }
+
+    fn advance(&mut self, phase: &Phase) {
+        let shown = if phase.shows_images { self.stage.minibatch } else { 0 };
+        self.position = self.position.advance(shown, self.steps_in_round(), self.config.train.minibatch_repeats);
+        if self.position.begins_cycle() {
+            self.stage = Stage::at(&self.config, ImagesSeen(self.position.images));
+        }
+    }
+
+    /// Forgets moments at the first step and whenever floor or ceil of lod changes.
+    fn reset_at_knee(&mut self) {
+        if !self.position.begins_cycle() {
+            return;
+        }
+        let knee = Some(self.stage.level.knee());
+        if knee != self.knee && self.config.train.optimizer.reset_for_new_lod {
+            self.optimizers.iter_mut().for_each(Optimizer::reset);
+        }
+        self.knee = knee;
+    }
+
+    fn steps_in_round(&self) -> u32 {
+        self.model.phases().iter().map(|p| p.repeats).sum()
+    }
+
+    fn phase_at(&self, position: Position) -> (usize, Phase) {
+        let mut step = position.step;
+        for (i, phase) in self.model.phases().iter().enumerate() {
+            if step < phase.repeats {
+                return (i, phase.clone());
+            }
+            step -= phase.repeats;
+        }
+        // a position beyond the round cannot come from `advance`; a checkpoint's is checked when it is read
+        (0, self.model.phases()[0].clone())
+    }
+
+    fn my_groups(&self) -> Range<u32> {
+        groups_of(&self.stage, self.communicator.rank(), self.communicator.world())
+    }
+
+    /// The next `count` steps, as far as they can be known: for whoever fetches images ahead.
+    #[must_use]
+    pub fn upcoming(&self, count: usize) -> Vec<Upcoming> {
+        let (mut position, mut stage) = (self.position, self.stage);
+        let mut list = Vec::with_capacity(count);
+        for _ in 0..count {
+            let (_, phase) = self.phase_at(position);
+            let groups = groups_of(&stage, self.communicator.rank(), self.communicator.world());
+            let samples = stage.samples(&groups);
+            list.push(Upcoming { images: position.images, stage, samples, shows_images: phase.shows_images });
+            let shown = if phase.shows_images { stage.minibatch } else { 0 };
+            position = position.advance(shown, self.steps_in_round(), self.config.train.minibatch_repeats);
+            if position.begins_cycle() {
+                stage = Stage::at(&self.config, ImagesSeen(position.images));
+            }
+        }
+        list
+    }
+
+    /// Means over all ranks of what the phases told since the last call. Waits for the device; every rank must call it.
+    ///
+    /// # Errors
+    /// When another rank is lost.
+    pub fn take_statistics(&mut self) -> Result<BTreeMap<String, f64>, StepError> {
+        // ranks without samples name nothing, so the names come from all
+        let names = std::mem::take(&mut self.statistics).0;
+        let mine: Vec<(String, f64, f64)> =
+            names.into_iter().map(|(name, (sum, count))| (name, sum.double_value(&[]), count)).collect();
+        let mut sums: BTreeMap<String, (f64, f64)> = BTreeMap::new();
+        for bytes in self.communicator.gather(serde_json::to_vec(&mine).unwrap_or_default())? {
+            let theirs: Vec<(String, Option<f64>, f64)> = serde_json::from_slice(&bytes).unwrap_or_default();
+            for (name, sum, count) in theirs {
+                let entry = sums.entry(name).or_default();
+                // JSON has no NaN: a statistic that is not finite arrives as null
+                *entry = (entry.0 + sum.unwrap_or(f64::NAN), entry.1 + count);
+            }
+        }
+        Ok(sums.into_iter().map(|(name, (sum, count))| (name, sum / count.max(f64::MIN_POSITIVE))).collect())
+    }
+
+    /// Updates skipped since the run began. Waits for the device.
+    #[must_use]
+    pub fn skipped_updates(&self) -> u64 {
+        self.skipped.double_value(&[0]) as u64
+    }
+
+    /// Where the run stands.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        self.position
+    }
+
+    /// `(floor, ceil)` of lod at the last reset, for the checkpoint.
+    #[must_use]
+    pub fn knee(&self) -> Option<(u32, u32)> {
+        self.knee
+    }
+
+    /// What holds during the present cycle.
+    #[must_use]
+    pub fn stage(&self) -> &Stage {
+        &self.stage
+    }
+
+    /// The run's configuration.
+    #[must_use]
+    pub fn config(&self) -> &RunConfig {
+        &self.config
+    }
+
+    /// The networks.
+    #[must_use]
+    pub fn model(&self) -> &dyn GanModel {
+        self.model.as_ref()
+    }
+
+    /// The optimizer of each module, in the order of the model's modules.
+    #[must_use]
+    pub fn optimizers(&self) -> &[Optimizer] {
+        &self.optimizers
+    }
+
+    /// The same, to be filled from a checkpoint.
+    pub fn optimizers_mut(&mut self) -> &mut [Optimizer] {
+        &mut self.optimizers
+    }
+
+    /// The other ranks.
+    pub fn communicator(&mut self) -> &mut Communicator {
+        &mut self.communicator
+    }
+
+    /// Where tensors live.
+    #[must_use]
+    pub fn device(&self) -> Device {
+        self.device
+    }
+}
+
+fn groups_of(stage: &Stage, rank: u32, world: u32) -> Range<u32> {
+    let dealt = deal(stage.groups() as usize, world as usize);
+    let mine = &dealt[rank as usize];
+    mine.start as u32..mine.end as u32
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,298 @@
+use super::*;
+use crate::checkpoint::snapshot;
+use crate::models;
+use collective::{Collective, Listener, Membership, Mesh, Solo};
+use common::config::{Base, Layers, resolve};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// A run that grows 4 -> 8 -> 16 in 160 images each, small enough for milliseconds a step.
+fn config(determinism: &str, more: &str) -> RunConfig {
+    let text = format!(
+        r#"
+        name = "t"
+        seed = 5
+        [model]
+        family = "progan"
+        resolution = 16
+        latent_size = 8
+        fmap_base = 64
+        fmap_max = 8
+        [data]
+        source = "images"
+        [train]
+        total_kimg = 1
+        determinism = "{determinism}"
+        {more}
+        [train.growth]
+        stable_kimg = 0.08
+        fade_kimg = 0.08
+        [train.minibatch]
+        4 = 16
+        8 = 16
+        16 = 8
+        [checkpoint]
+        url = "memory://t"
+        "#
+    );
+    let folder = std::path::Path::new("/");
+    let layers = Layers {
+        base: Base::File { path: "t.toml", text: &text, folder },
+        env: &[],
+        set: &[],
+        working_dir: folder,
+    };
+    resolve(&layers, 1).unwrap_or_else(|e| panic!("{e}")).config
+}
+
+fn images(upcoming: &Upcoming) -> Option<Tensor> {
+    let side = i64::from(upcoming.stage.level.resolution);
+    let pixels: Vec<u8> = (upcoming.samples.clone())
+        .flat_map(|s| (0..3 * side * side).map(move |i| (u64::from(s) * 31 + i as u64 * 7) as u8))
+        .map(|b| b.wrapping_add((upcoming.images % 251) as u8))
+        .collect();
+    let shape = [upcoming.samples.len() as i64, 3, side, side];
+    upcoming.shows_images.then(|| Tensor::from_data_size(&pixels, &shape, Kind::Uint8))
+}
+
+fn trainer(config: &RunConfig, collective: Box<dyn Collective>) -> Trainer {
+    tch::set_num_threads(1);
+    let model = models::build(config, Kind::Float, Device::Cpu);
+    Trainer::new(config.clone(), model, Communicator::new(collective), Device::Cpu)
+}
+
+fn take(trainer: &mut Trainer, steps: usize) {
+    for _ in 0..steps {
+        let next = trainer.upcoming(1).remove(0);
+        trainer.step(images(&next).as_ref(), Flags::default()).unwrap();
+    }
+}
+
+/// Everything that decides how training goes on, as one digest.
+fn state(trainer: &Trainer) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for part in snapshot::live(trainer) {
+        let (_, entry) = snapshot::copy(&part).encode().unwrap();
+        for tensor in entry.tensors {
+            hasher.update(tensor.name.as_bytes());
+            hasher.update(tensor.hash.as_ref());
+        }
+    }
+    hasher.update(format!("{:?}", trainer.position()).as_bytes());
+    hasher.finalize().to_hex().to_string()
+}
+
+/// Runs `f` on every rank of a world of `world`, each in its own thread; the answers in rank order.
+fn on_ranks<T: Send + 'static>(
+    world: u32,
+    config: &RunConfig,
+    f: impl Fn(Trainer) -> T + Clone + Send + 'static,
+) -> Vec<T> {
+    if world == 1 {
+        return vec![f(trainer(config, Box::new(Solo::new(1))))];
+    }
+    let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    let listeners: Vec<Listener> = (0..world).map(|_| Listener::bind(any).unwrap()).collect();
+    let peers: Vec<SocketAddr> = listeners.iter().map(Listener::address).collect();
+    let threads: Vec<_> = (listeners.into_iter().enumerate())
+        .map(|(rank, mut listener)| {
+            let (peers, config, f) = (peers.clone(), config.clone(), f.clone());
+            std::thread::spawn(move || {
+                let membership = Membership { generation: 1, rank: rank as u32, peers, secret: [7; 32] };
+                let tcp = Mesh::connect(&mut listener, membership, Duration::from_secs(20)).unwrap();
+                f(trainer(&config, Box::new(tcp)))
+            })
+        })
+        .collect();
+    threads.into_iter().map(|t| t.join().unwrap()).collect()
+}
+
+const STEPS: usize = 44; // cycles of 8: two at 4x4, one fading to 8x8, one at 8x8, the rest fading to 16x16
+
+#[test]
+fn bitwise_runs_of_every_world_end_in_the_same_bits() {
+    let config = config("bitwise", "");
+    let expected = on_ranks(1, &config, |mut t| {
+        take(&mut t, STEPS);
+        assert_eq!(t.stage().level.resolution, 16);
+        assert!(t.stage().level.fading());
+        state(&t)
+    });
+    for world in [2, 3, 4] {
+        for (rank, hash) in on_ranks(world, &config, |mut t| {
+            take(&mut t, STEPS);
+            state(&t)
+        })
+        .into_iter()
+        .enumerate()
+        {
+            assert_eq!(hash, expected[0], "rank {rank} of {world}");
+        }
+    }
+}
+
+/// gan.md 19, item 20: with 32-bit arithmetic, through the real reduction.
+#[test]
+fn fast_gradients_of_every_world_equal_one_worker_s_but_for_rounding() {
+    let config = config("fast", "");
+    // at the first step of D and of G, and of both in a fade: the flat reduced gradient is what the first moment holds
+    // after one step from zero (beta1 = 0)
+    for before in [0, 1, 18, 19] {
+        let gradient = move |mut t: Trainer| {
+            // the same weights everywhere: advance the schedule, not the networks
+            for _ in 0..before {
+                let (_, phase) = t.phase_at(t.position);
+                t.advance(&phase);
+            }
+            let (_, phase) = t.phase_at(t.position);
+            take(&mut t, 1);
+            let module = t.model().modules().iter().position(|m| *m == phase.module).unwrap();
+            let moments: Vec<Tensor> =
+                t.optimizers()[module].first().tensors().iter().map(|m| m.flatten(0, -1)).collect();
+            Vec::<f32>::try_from(&Tensor::cat(&moments, 0)).unwrap()
+        };
+        let alone = on_ranks(1, &config, gradient).remove(0);
+        let largest = alone.iter().fold(0.0f32, |a, b| a.max(b.abs()));
+        assert!(largest > 0.0);
+        for world in [2, 4] {
+            for theirs in on_ranks(world, &config, gradient) {
+                let worst = alone.iter().zip(&theirs).fold(0.0f32, |w, (a, b)| w.max((a - b).abs()));
+                assert!(worst / largest < 1e-6, "step {before}, world {world}: {:e}", worst / largest);
+            }
+        }
+    }
+}
+
+/// gan.md 19, item 21: through a resolution change, with accumulation, with more ranks than groups.
+#[test]
+fn ranks_stay_equal_in_fast_mode_too() {
+    for (world, more) in [(2, ""), (3, ""), (4, "max_per_worker = 4")] {
+        let config = config("fast", more);
+        let hashes = on_ranks(world, &config, |mut t| {
+            let mut hashes = Vec::new();
+            for _ in 0..12 {
+                take(&mut t, 5);
+                hashes.push(state(&t));
+            }
+            hashes
+        });
+        assert!(hashes.windows(2).all(|pair| pair[0] == pair[1]), "world {world}");
+    }
+}
+
+/// gan.md 19, item 22, in memory: stable, fading, at a knee.
+#[test]
+fn a_run_put_back_into_place_goes_on_to_the_same_bits() {
+    for determinism in ["fast", "bitwise"] {
+        let config = config(determinism, "");
+        let mut whole = trainer(&config, Box::new(Solo::new(1)));
+        take(&mut whole, STEPS);
+        for cut in [6, 16, 19, 24, 29, 37] {
+            let mut first = trainer(&config, Box::new(Solo::new(1)));
+            take(&mut first, cut);
+            let mut second = trainer(&config, Box::new(Solo::new(1)));
+            for (from, to) in snapshot::live(&first).iter().zip(snapshot::live(&second)) {
+                snapshot::restore(&to, &snapshot::copy(from).encode().unwrap().0).unwrap();
+            }
+            second.restore(first.position(), first.knee(), first.skipped_updates());
+            let steps: Vec<u64> = first.optimizers().iter().map(Optimizer::steps).collect();
+            for (optimizer, steps) in second.optimizers_mut().iter_mut().zip(steps) {
+                optimizer.set_steps(steps);
+            }
+            take(&mut second, STEPS - cut);
+            assert_eq!(state(&second), state(&whole), "{determinism}, cut at {cut}");
+        }
+    }
+}
+
+/// gan.md 19, item 23: what is not finite anywhere is skipped everywhere, and counted.
+#[test]
+fn a_gradient_that_is_not_finite_skips_the_same_update_on_every_rank() {
+    for determinism in ["fast", "bitwise"] {
+        let config = config(determinism, "");
+        let answers = on_ranks(2, &config, |mut t| {
+            take(&mut t, 4);
+            let before = Vec::<f32>::try_from(&t.model().parameters("d").get("d.4.conv.weight").flatten(0, -1)).unwrap();
+            // the weight that multiplies every score of this step; put back afterwards
+            let bias = t.model().parameters("d").get("d.4.dense1.bias").detach();
+            let kept = bias.copy();
+            if t.communicator().rank() == 1 {
+                let _nan = bias.shallow_clone().fill_(f64::NAN);
+            }
+            take(&mut t, 1);
+            bias.shallow_clone().copy_(&kept);
+            let after = Vec::<f32>::try_from(&t.model().parameters("d").get("d.4.conv.weight").flatten(0, -1)).unwrap();
+            assert_eq!(before, after);
+            let skipped = t.skipped_updates();
+            take(&mut t, 3);
+            (skipped, t.skipped_updates(), state(&t))
+        });
+        assert_eq!((answers[0].0, answers[0].1), (1, 1), "{determinism}");
+        assert_eq!(answers[0], answers[1], "{determinism}");
+    }
+}
+
+#[test]
+fn flags_are_counted_over_the_ranks() {
+    for determinism in ["fast", "bitwise"] {
+        let config = config(determinism, "");
+        let agreed = on_ranks(3, &config, |mut t| {
+            let next = t.upcoming(1).remove(0);
+            let mine = Flags { stop: 1.0, checkpoint: t.communicator().rank() as f32, stored: 0.0 };
+            t.step(images(&next).as_ref(), mine).unwrap()
+        });
+        assert!(agreed.iter().all(|f| *f == Flags { stop: 3.0, checkpoint: 3.0, stored: 0.0 }), "{agreed:?}");
+    }
+}
+
+#[test]
+fn statistics_are_means_over_the_minibatch_whatever_the_world() {
+    let config = config("fast", "");
+    let means = |world| {
+        on_ranks(world, &config, |mut t| {
+            take(&mut t, 6);
+            t.take_statistics().unwrap()
+        })
+        .remove(0)
+    };
+    let (one, three) = (means(1), means(3));
+    for name in ["loss/d", "loss/g", "score/real", "gradient_norm/d", "gradient_norm/mix"] {
+        assert!((one[name] - three[name]).abs() < 1e-4 * one[name].abs().max(1.0), "{name}: {} {}", one[name], three[name]);
+    }
+}
+
+#[test]
+fn a_lost_rank_is_an_error_on_the_others_and_leaves_their_step_untaken() {
+    let config = config("fast", "");
+    let answers = on_ranks(2, &config, |mut t| {
+        take(&mut t, 3);
+        if t.communicator().rank() == 1 {
+            return None;
+        }
+        let before = (state(&t), t.position());
+        let next = t.upcoming(1).remove(0);
+        let error = t.step(images(&next).as_ref(), Flags::default()).unwrap_err();
+        assert!(matches!(error, StepError::Collective(CollectiveError::PeerLost { rank: 1, .. })), "{error}");
+        Some(before == (state(&t), t.position()))
+    });
+    assert_eq!(answers[0], Some(true));
+}
+
+/// gan.md 19, item 13.
+#[test]
+fn the_average_converges_on_constant_weights_and_is_not_reset() {
+    let config = config("fast", "ema_decay = 0.9");
+    let mut t = trainer(&config, Box::new(Solo::new(1)));
+    let weights = t.model().parameters("g").get("g.4.conv.weight").detach();
+    let start = t.model().average().1.get("g.4.conv.weight").copy();
+    let moved = &start + 1.0;
+    for n in 1..40 {
+        weights.shallow_clone().copy_(&moved);
+        take(&mut t, 1);
+        if t.position().step == 1 {
+            let d_steps = (n + 1) / 2;
+            let gap = (t.model().average().1.get("g.4.conv.weight") - &start).mean(Kind::Float).double_value(&[]);
+            assert!((gap - (1.0 - 0.9f64.powi(d_steps))).abs() < 1e-4, "after {d_steps} steps of D: {gap}");
+        }
+    }
+}
