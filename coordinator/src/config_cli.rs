@@ -17,11 +17,13 @@ const LARGEST: u64 = 1 << 20;
 pub enum ConfigCommand {
     /// Check an experiment file and name every mistake in it
     Check {
+        /// The experiment.
         #[command(flatten)]
         experiment: ExperimentArgs,
     },
     /// Print the resolved experiment: every value and where it came from
     Show {
+        /// The experiment.
         #[command(flatten)]
         experiment: ExperimentArgs,
         /// Print JSON instead of TOML
@@ -30,6 +32,7 @@ pub enum ConfigCommand {
     },
     /// Print the schedule, phase by phase: minibatches, learning rates, steps, and where workers idle
     Plan {
+        /// The experiment.
         #[command(flatten)]
         experiment: ExperimentArgs,
         /// Print JSON instead of a table
@@ -127,7 +130,11 @@ fn answer(command: &ConfigCommand) -> Result<String, Failure> {
             let config = &resolved.config;
             let (pixels, kimg) = (config.model.resolution(), config.train.total_kimg);
             let file = args.file.display();
-            format!("{file}: ok: {}, {pixels} pixels, {kimg} kimg, as for {workers} at launch\n", config.name)
+            let plural = if workers == 1 { "" } else { "s" };
+            format!(
+                "{file}: ok: {}, {pixels} pixels, {kimg} kimg, for {workers} worker{plural} at launch\n",
+                config.name
+            )
         }
         ConfigCommand::Show { experiment, json: false } => load(experiment)?.resolved.to_toml(),
         ConfigCommand::Show { experiment, json: true } => {
@@ -234,7 +241,7 @@ mod tests {
     #[test]
     fn check_says_what_the_file_is_or_all_that_is_wrong() {
         let answer = answers(SMALL.as_bytes(), &["check", "FILE"]).unwrap();
-        assert!(answer.ends_with("run.toml: ok: small, 16 pixels, 15000 kimg, as for 1 at launch\n"), "{answer}");
+        assert!(answer.ends_with("run.toml: ok: small, 16 pixels, 15000 kimg, for 1 worker at launch\n"), "{answer}");
         let failure = answers(b"nam = 1\nseeed = 2", &["check", "FILE"]).unwrap_err();
         assert_eq!(failure.exit(), Exit::Config);
         let text = failure.to_string();

@@ -66,7 +66,7 @@ impl Display {
                 }
                 // the bar says the same
                 News::Tick(_) => return,
-                News::Ended { .. } => bar.finish_and_clear(),
+                News::Ended { .. } | News::Failed { .. } => bar.finish_and_clear(),
                 _ => {}
             }
         }

@@ -4,7 +4,8 @@
 //! events and their fields are stable: scripts depend on them.
 
 use crate::lines::Level;
-use crate::view::Status;
+use crate::view::{Status, Worker};
+use common::exit::Exit;
 use common::metrics::{Quality, Tick};
 use coordinator_core::{Outcome, Reason, Stored};
 use serde_json::{Value, json};
@@ -72,6 +73,13 @@ pub enum News {
         /// The line.
         line: String,
     },
+    /// The run did not begin; the binary tells a person why on standard error.
+    Failed {
+        /// The exit code.
+        exit: Exit,
+        /// Why.
+        text: String,
+    },
     /// The run is over.
     Ended {
         /// How.
@@ -87,7 +95,7 @@ pub enum News {
 #[must_use]
 pub fn plain(news: &News) -> Option<String> {
     Some(match news {
-        News::Preparing { .. } | News::Progress(_) => return None,
+        News::Preparing { .. } | News::Progress(_) | News::Failed { .. } => return None,
         News::Prepared { images, skipped, reused } => prepared(*images, *skipped, *reused),
         News::Note(text) => text.clone(),
         News::Launched { run, url, workers, address, resume } => {
@@ -135,6 +143,7 @@ pub fn json(news: &News) -> Value {
             "stall_seconds": stall_seconds, "seconds": seconds,
         }),
         News::Log { rank, level, line } => json!({"event": "log", "rank": rank, "level": level, "line": line}),
+        News::Failed { exit, text } => json!({"event": "failed", "exit": *exit as u8, "text": text}),
         News::Ended { outcome, last_lines, advice } => json!({
             "event": "ended", "outcome": outcome, "text": outcome.reason.to_string(), "last_lines": last_lines,
             "resume_with": advice,
@@ -188,15 +197,14 @@ pub fn status(status: &Status) -> String {
         let rank = worker.rank.map_or("-".into(), |rank| rank.to_string());
         let pid = worker.pid.map_or(String::new(), |pid| format!(", process {pid}"));
         let Worker { id, device, host, state, activity, images, .. } = worker;
-        let _ = writeln!(text, "  rank {rank}: {state}, {activity} at {} ({id}, {device} on {host}{pid})", kimg(*images));
+        let _ =
+            writeln!(text, "  rank {rank}: {state}, {activity} at {} ({id}, {device} on {host}{pid})", kimg(*images));
     }
     if let Some(verdict) = &status.verdict {
         let _ = writeln!(text, "{verdict}");
     }
     text
 }
-
-use crate::view::Worker;
 
 fn prepared(images: u64, skipped: u64, reused: bool) -> String {
     let how = if reused { "were ready" } else { "are prepared" };
@@ -251,7 +259,7 @@ fn ended(outcome: &Outcome, last_lines: &[String], advice: Option<&str>) -> Stri
             let _ = writeln!(text, "  {line}");
         }
     }
-    let failed = outcome.exit != common::exit::Exit::Ok;
+    let failed = outcome.exit != Exit::Ok;
     let _ = write!(text, "{}{}", if failed { "failed: " } else { "" }, outcome.reason);
     if failed {
         match &outcome.newest {
@@ -267,7 +275,9 @@ fn ended(outcome: &Outcome, last_lines: &[String], advice: Option<&str>) -> Stri
 
 /// Statistics whose name says that they are losses, without that prefix.
 fn losses(tick: &Tick) -> impl Iterator<Item = (String, f64)> {
-    tick.stats.iter().filter_map(|(name, value)| name.strip_prefix("loss/").map(|name| (format!("loss {name}"), *value)))
+    tick.stats
+        .iter()
+        .filter_map(|(name, value)| name.strip_prefix("loss/").map(|name| (format!("loss {name}"), *value)))
 }
 
 /// Time left if every image took as long as in the last tick. Later resolutions take longer, so early on it is too short.
@@ -305,7 +315,6 @@ fn plural(count: u32) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use common::exit::Exit;
     use common::ids::{ImagesSeen, Rank};
     use coordinator_core::{Cause, ExitStatus, WorkerId};
 

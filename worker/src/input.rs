@@ -49,7 +49,7 @@ impl Input {
         let (requests, inbox) = sync_channel::<Request>(AHEAD);
         let (outbox, answers) = sync_channel(AHEAD);
         std::thread::spawn(move || {
-            let mut order = Order::new(seed, count);
+            let mut order = Order::new(seed, pyramid.count());
             for request in inbox {
                 let images = read(&pyramid, &mut order, seed, mirror, &request);
                 if outbox.send(images).is_err() {

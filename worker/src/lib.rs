@@ -1,7 +1,21 @@
-//! One training process: tensors, gradients, data, and the other ranks.
+//! One training process: tensors, gradients, data, and the other ranks. A newcomer reads, in this order:
+//! [`run`] (a run from start to end), [`trainer`] (one step), [`models::progan`] (a family), [`checkpoint`] (the state).
+//!
+//! Refuses to know which machine it is on, who else trains (the coordinator says so), and how objects are stored.
+
 pub mod checkpoint;
 pub mod communicator;
+pub mod environment;
+pub mod evaluate;
+pub mod failure;
+pub mod generate;
+pub mod input;
+pub mod join;
 pub mod models;
 pub mod optimizer;
+pub mod outputs;
 pub mod parameters;
+pub mod prepare;
+pub mod run;
+pub mod sample;
 pub mod trainer;

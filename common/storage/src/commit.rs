@@ -15,7 +15,7 @@ use common::checkpoint::{BlobRef, MAX_MANIFEST_BYTES, Manifest, ManifestError, M
 use futures::{StreamExt, TryStreamExt};
 
 /// Requests for the size of a blob at once.
-pub(crate) const HEADS_AT_ONCE: usize = 16;
+const HEADS_AT_ONCE: usize = 16;
 
 /// A checkpoint that is visible, and ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,12 +123,13 @@ impl Run {
 
     /// Each part whose blob is missing or has another size, in words. Asks for sizes only.
     pub(crate) async fn missing_parts(&self, manifest: &Manifest) -> Result<Vec<String>, StorageError> {
-        let blobs = manifest.blobs();
-        let mut checks = futures::stream::iter(blobs.iter().map(|blob| self.blob_fault(blob))).buffered(HEADS_AT_ONCE);
+        let checks = futures::stream::iter(manifest.blobs()).map(|blob| async move {
+            let fault = self.blob_fault(blob).await?;
+            Ok::<_, StorageError>((blob, fault))
+        });
+        let mut checks = checks.buffered(HEADS_AT_ONCE);
         let mut damage = Vec::new();
-        let mut blobs = blobs.iter();
-        while let Some(fault) = checks.try_next().await? {
-            let Some(blob) = blobs.next() else { break };
+        while let Some((blob, fault)) = checks.try_next().await? {
             let Some(fault) = fault else { continue };
             let parts = manifest.parts.iter().filter(|part| part.blob.hash == blob.hash);
             damage.extend(parts.map(|part| format!("part '{}': {fault}", part.name)));
@@ -136,7 +137,7 @@ impl Run {
         Ok(damage)
     }
 
-    async fn blob_fault(&self, blob: &BlobRef) -> Result<Option<String>, StorageError> {
+    async fn blob_fault(&self, blob: BlobRef) -> Result<Option<String>, StorageError> {
         let path = self.blob_path(blob.hash);
         match self.store.head(&path).await {
             Ok(meta) if meta.size == blob.bytes => Ok(None),

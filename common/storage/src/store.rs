@@ -50,7 +50,7 @@ impl Store {
     /// # Errors
     /// [`StorageError::BadUrl`], [`StorageError::BadSetting`], [`StorageError::NoCredentials`], or a folder that cannot be made.
     pub fn open(url: &str, s3: &S3) -> Result<Self, StorageError> {
-        Self::open_root(&Root::parse(url)?, s3, true)
+        Self::open_root(&Root::parse(url)?, s3, &open::environment(), true)
     }
 
     /// The same for reading: a local folder that does not exist is an error, and is not made.
@@ -58,14 +58,27 @@ impl Store {
     /// # Errors
     /// As [`Store::open`], and [`StorageError::NotFound`].
     pub fn open_existing(url: &str, s3: &S3) -> Result<Self, StorageError> {
-        Self::open_root(&Root::parse(url)?, s3, false)
+        Self::open_root(&Root::parse(url)?, s3, &open::environment(), false)
     }
 
-    fn open_root(root: &Root, s3: &S3, create: bool) -> Result<Self, StorageError> {
+    /// [`Store::open`] with another environment than the process's, which a test must not change.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    #[cfg(feature = "testing")]
+    pub fn open_with(
+        url: &str,
+        s3: &S3,
+        env: &std::collections::BTreeMap<String, String>,
+    ) -> Result<Self, StorageError> {
+        Self::open_root(&Root::parse(url)?, s3, env, true)
+    }
+
+    fn open_root(root: &Root, s3: &S3, env: &open::Environment, create: bool) -> Result<Self, StorageError> {
         let base = Path::parse(&root.prefix)
             .map_err(|e| StorageError::BadUrl { url: root.display.clone(), why: e.to_string() })?;
         Ok(Self {
-            inner: open::client(root, s3, &open::environment(), create)?,
+            inner: open::client(root, s3, env, create)?,
             base,
             display: root.display.as_str().into(),
             folder: root.folder.clone().map(Arc::new),

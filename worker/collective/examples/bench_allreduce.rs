@@ -34,7 +34,11 @@ fn measure(world: usize, bytes: usize, calls: usize) -> Result<(), Box<dyn Error
             .spawn()
     };
     let mut children = (0..world).map(start).collect::<Result<Vec<_>, _>>()?;
-    let mut lines = children.iter_mut().filter_map(|child| child.stdout.take()).map(|out| BufReader::new(out).lines()).collect::<Vec<_>>();
+    let mut lines = children
+        .iter_mut()
+        .filter_map(|child| child.stdout.take())
+        .map(|out| BufReader::new(out).lines())
+        .collect::<Vec<_>>();
     let addresses = lines.iter_mut().filter_map(Iterator::next).collect::<Result<Vec<_>, _>>()?.join(" ");
     for input in children.iter_mut().filter_map(|child| child.stdin.as_mut()) {
         writeln!(input, "{addresses}")?;

@@ -111,7 +111,7 @@ pub(crate) fn check_root(root: u32, world: u32) -> Result<(), CollectiveError> {
 
 /// Refuses a sum with missing groups, or an output of another width.
 pub(crate) fn check_tree(mine: &TreeSum, out: &[f32]) -> Result<(), CollectiveError> {
-    let _ = mine.rows()?;
+    mine.complete()?;
     if mine.width() == out.len() {
         return Ok(());
     }

@@ -175,18 +175,21 @@ impl TreeSum {
         self.len
     }
 
+    /// Refuses while groups are missing.
+    pub(crate) fn complete(&self) -> Result<(), CollectiveError> {
+        if self.next == self.mine.end {
+            return Ok(());
+        }
+        let missing = self.next..self.mine.end;
+        Err(CollectiveError::Misuse(format!("the sum over groups {:?} lacks groups {missing:?}", self.mine)))
+    }
+
     /// What is left to add once every group was pushed: the nodes of [`partials`] in that order, and their sums.
     ///
     /// # Errors
     /// [`CollectiveError::Misuse`] while groups are missing.
     pub fn rows(&self) -> Result<impl ExactSizeIterator<Item = (&Range<usize>, &[f32])>, CollectiveError> {
-        if self.next != self.mine.end {
-            return Err(CollectiveError::Misuse(format!(
-                "the sum over groups {:?} lacks groups {:?}",
-                self.mine,
-                self.next..self.mine.end
-            )));
-        }
+        self.complete()?;
         Ok(self.live.iter().map(|(node, sum)| (node, sum.as_slice())))
     }
 }
@@ -210,9 +213,9 @@ mod tests {
 
     fn noise(seed: u64, group: usize, width: usize) -> Vec<f32> {
         let number = |i: usize| {
-            let mut x = seed ^ (group as u64) << 32 ^ i as u64;
-            x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+            let mut x = seed ^ ((group as u64) << 32) ^ i as u64;
+            x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
             let unit = (x >> 40) as f32 / (1 << 24) as f32 - 0.5;
             unit * 10f32.powi((x & 7) as i32 - 4)
         };
@@ -249,7 +252,7 @@ mod tests {
         assert_eq!(halves(&(4..7)), Some((4..6, 6..7)));
         assert_eq!(halves(&(3..4)), None);
         assert_eq!(partials(8, &(1..7)), [1..2, 2..4, 4..6, 6..7]);
-        assert_eq!(partials(6, &(0..6)), [0..6]);
+        assert_eq!(partials(6, &(0..6)), std::slice::from_ref(&(0..6)));
         assert!(partials(6, &(3..3)).is_empty());
     }
 

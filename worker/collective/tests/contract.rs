@@ -2,9 +2,19 @@
 
 mod group;
 
-use collective::{Collective, CollectiveError, Faulty, How, Solo, contract};
-use group::tcp;
-use std::time::{Duration, Instant};
+use collective::{Collective, CollectiveError, Faulty, How, Solo, Tcp, contract};
+use group::{FORMING, form, listeners, members};
+use std::{
+    sync::Barrier,
+    time::{Duration, Instant},
+};
+
+/// A formed group.
+fn tcp(world: usize) -> Vec<Tcp> {
+    let mut listeners = listeners(world);
+    let members = members(&listeners, 1);
+    form(&mut listeners, members, FORMING).into_iter().map(|member| member.expect("forms")).collect()
+}
 
 fn boxed<C: Collective + 'static>(members: Vec<C>) -> contract::Group {
     members.into_iter().map(|member| Box::new(member) as Box<dyn Collective>).collect()
@@ -45,8 +55,11 @@ fn a_planned_failure_is_an_abort_to_the_others() {
     let mut members = tcp(3).into_iter().map(Faulty::new).collect::<Vec<_>>();
     let failing = members.remove(1).fail_at(1);
     members.insert(1, failing);
+    // A failure that comes right after a call may overtake the call's end on other ranks; here it does not.
+    let all_have_ended_call_0 = Barrier::new(3);
     let outcomes = contract::together(&mut boxed(members), |member| {
         member.barrier().expect("call 0 is not planned to fail");
+        all_have_ended_call_0.wait();
         (member.barrier(), member.barrier())
     });
     for (rank, (planned, after)) in outcomes.iter().enumerate() {
@@ -98,8 +111,7 @@ fn ranks_that_disagree_on_a_length_or_a_root_are_told() {
         });
         assert!(outcomes.iter().any(|o| matches!(o, Err(CollectiveError::Protocol { .. }))), "{outcomes:?}");
     }
-    let outcomes =
-        contract::together(&mut boxed(tcp(2)), |member| member.broadcast(&mut [0; 9], member.rank()));
+    let outcomes = contract::together(&mut boxed(tcp(2)), |member| member.broadcast(&mut [0; 9], member.rank()));
     assert!(outcomes.iter().any(|o| matches!(o, Err(CollectiveError::Protocol { .. }))), "{outcomes:?}");
 }
 
@@ -112,6 +124,10 @@ fn runs_of_groups_that_do_not_adjoin_are_told() {
             run.for_each(|_| sum.push(&[1.0]).unwrap());
             member.tree_sum_f32(&sum, &mut [0.0])
         });
-        assert!(outcomes.iter().all(|o| matches!(o, Err(CollectiveError::Protocol { .. } | CollectiveError::PeerLost { .. }))));
+        assert!(
+            outcomes
+                .iter()
+                .all(|o| matches!(o, Err(CollectiveError::Protocol { .. } | CollectiveError::PeerLost { .. })))
+        );
     }
 }

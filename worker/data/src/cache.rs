@@ -128,7 +128,9 @@ impl Cache {
             match fs::rename(&built, &place) {
                 Ok(()) => {
                     let parent = self.0.join("pyramids");
-                    File::open(&parent).and_then(|folder| folder.sync_all()).map_err(DataError::io("write", &parent))?;
+                    File::open(&parent)
+                        .and_then(|folder| folder.sync_all())
+                        .map_err(DataError::io("write", &parent))?;
                     return Pyramid::open(&place);
                 }
                 Err(e) if matches!(e.kind(), ErrorKind::DirectoryNotEmpty | ErrorKind::AlreadyExists) => {}
@@ -187,7 +189,8 @@ impl Lock {
     fn progress(&self) -> Option<(u64, u64)> {
         let mut beat = [0; 16];
         self.0.read_exact_at(&mut beat, 0).ok()?;
-        let [done, total] = [&beat[..8], &beat[8..]].map(|half| half.iter().rev().fold(0, |n, &b| n << 8 | u64::from(b)));
+        let [done, total] =
+            [&beat[..8], &beat[8..]].map(|half| half.iter().rev().fold(0, |n, &b| n << 8 | u64::from(b)));
         Some((done, total))
     }
 }

@@ -6,9 +6,10 @@
 //! antialiases and gives the same bytes on every processor, unlike its floating-point variant.
 
 use crate::error::clean;
-use crate::{Why, container};
-use fast_image_resize::images::{Image, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use crate::{Why, container, image_bytes};
+use fast_image_resize::images::{TypedImage, TypedImageRef};
+use fast_image_resize::pixels::U8x3;
+use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 use image::error::{ImageError, LimitErrorKind};
 use image::{DynamicImage, ImageDecoder, ImageReader, Limits, RgbImage, RgbaImage};
 use std::io::{Cursor, ErrorKind};
@@ -101,7 +102,7 @@ fn over(image: &RgbaImage, background: [u8; 3]) -> RgbImage {
             pixels.push(((u32::from(colour) * alpha + u32::from(behind) * (255 - alpha) + 127) / 255) as u8);
         }
     }
-    RgbImage::from_raw(image.width(), image.height(), pixels).unwrap_or_default()
+    RgbImage::from_raw(image.width(), image.height(), pixels).expect("three bytes were pushed for each pixel")
 }
 
 /// The centre square at `resolution`.
@@ -110,14 +111,18 @@ fn fit(image: &RgbImage, resolution: u32) -> Result<Square, Why> {
     let side = width.min(height);
     let (left, top) = ((width - side) / 2, (height - side) / 2);
     let unfit = |e: &dyn std::fmt::Display| Why::Corrupt(format!("cannot be resized: {e}"));
-    let from = ImageRef::new(width, height, image.as_raw(), PixelType::U8x3).map_err(|e| unfit(&e))?;
-    let mut to = Image::new(resolution, resolution, PixelType::U8x3);
-    let options = ResizeOptions::new()
-        .resize_alg(ResizeAlg::Convolution(FilterType::Lanczos3))
-        .use_alpha(false)
-        .crop(f64::from(left), f64::from(top), f64::from(side), f64::from(side));
-    Resizer::new().resize(&from, &mut to, &options).map_err(|e| unfit(&e))?;
-    Ok(Square { pixels: to.into_vec(), enlarged: side < resolution })
+    let mut pixels = vec![0; image_bytes(resolution)];
+    // Typed: the resizer's dispatch over all pixel types would be compiled into this crate, minutes for nothing.
+    let from = TypedImageRef::<U8x3>::from_buffer(width, height, image.as_raw()).map_err(|e| unfit(&e))?;
+    let mut to = TypedImage::<U8x3>::from_buffer(resolution, resolution, &mut pixels).map_err(|e| unfit(&e))?;
+    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Lanczos3)).use_alpha(false).crop(
+        f64::from(left),
+        f64::from(top),
+        f64::from(side),
+        f64::from(side),
+    );
+    Resizer::new().resize_typed(&from, &mut to, &options).map_err(|e| unfit(&e))?;
+    Ok(Square { pixels, enlarged: side < resolution })
 }
 
 #[cfg(test)]
@@ -146,7 +151,8 @@ mod tests {
 
     #[test]
     fn the_centre_is_kept() {
-        let stripes = RgbImage::from_fn(10, 4, |x, _| if (3..7).contains(&x) { Rgb([200, 0, 0]) } else { Rgb([0, 0, 200]) });
+        let stripes =
+            RgbImage::from_fn(10, 4, |x, _| if (3..7).contains(&x) { Rgb([200, 0, 0]) } else { Rgb([0, 0, 200]) });
         assert_eq!(squared(&encoded(stripes, ImageFormat::Png), 4).pixels, [200, 0, 0].repeat(16));
     }
 
@@ -222,7 +228,10 @@ mod tests {
         short[23] = 64;
         seal(&mut short);
         assert!(matches!(refused(&short), Why::Truncated | Why::Corrupt(_)), "{:?}", refused(&short));
-        assert_eq!(guarded::<()>(|| panic!("a defect in a decoder")), Err(Why::Corrupt("the decoder failed on it".into())));
+        assert_eq!(
+            guarded::<()>(|| panic!("a defect in a decoder")),
+            Err(Why::Corrupt("the decoder failed on it".into()))
+        );
     }
 
     #[test]

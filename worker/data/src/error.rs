@@ -198,7 +198,10 @@ mod tests {
     fn an_error_lists_the_first_ten_and_counts_the_rest() {
         let skipped = (0..13).map(|i| Skipped { name: format!("{i}.png"), why: Why::Empty }).collect();
         let text = DataError::NoImages { path: "faces".into(), skipped }.to_string();
-        assert!(text.contains("9.png: empty file") && !text.contains("10.png") && text.ends_with("and 3 more"), "{text}");
+        assert!(
+            text.contains("9.png: empty file") && !text.contains("10.png") && text.ends_with("and 3 more"),
+            "{text}"
+        );
     }
 
     #[test]

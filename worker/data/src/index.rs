@@ -63,7 +63,8 @@ impl Index {
         if index.fingerprint != index.fingerprint_of() {
             return Err("index.json does not match its fingerprint".into());
         }
-        if levels::check(index.resolution).is_err() || index.images.is_empty() || index.images.len() > u32::MAX as usize {
+        if levels::check(index.resolution).is_err() || index.images.is_empty() || index.images.len() > u32::MAX as usize
+        {
             return Err("index.json describes no pyramid".into());
         }
         Ok(index)

@@ -59,7 +59,8 @@ pub struct Prepared {
     pub reused: bool,
 }
 
-/// Prepares the pyramid of `request`, or opens the one that was prepared before. `progress` is called from several threads.
+/// Prepares the pyramid of `request`, or opens the one that was prepared before. `progress` is called from
+/// several threads, so counts may arrive out of order.
 ///
 /// # Errors
 /// [`DataError`]: an unusable source, too many unusable images, a disk that refuses, a builder elsewhere that hangs.

@@ -42,7 +42,8 @@ pub(crate) fn descriptors(
             let fits = (level_side - patch + 1) as u64;
             for out in out.chunks_exact_mut(size) {
                 let (x, y) = (stream.below(fits) as usize, stream.below(fits) as usize);
-                for (out, plane) in out.chunks_exact_mut(patch * patch).zip(image.chunks_exact(level_side * level_side)) {
+                for (out, plane) in out.chunks_exact_mut(patch * patch).zip(image.chunks_exact(level_side * level_side))
+                {
                     for (row, out) in out.chunks_exact_mut(patch).enumerate() {
                         out.copy_from_slice(&plane[(y + row) * level_side + x..][..patch]);
                     }
@@ -115,7 +116,8 @@ mod tests {
         let Descriptors { values, size } = descriptors(&swd, &Ramp, 16, 16).unwrap();
         assert_eq!((size, values.len()), (147, 4 * 8 * 147));
         for channel in 0..3 {
-            let of_colour = || values.chunks_exact(size).flat_map(|d| &d[49 * channel..49 * (channel + 1)]).map(|&x| f64::from(x));
+            let of_colour =
+                || values.chunks_exact(size).flat_map(|d| &d[49 * channel..49 * (channel + 1)]).map(|&x| f64::from(x));
             let n = of_colour().count() as f64;
             let mean = of_colour().sum::<f64>() / n;
             let variance = of_colour().map(|x| x * x).sum::<f64>() / n;

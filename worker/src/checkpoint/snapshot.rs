@@ -114,30 +114,49 @@ impl CopiedPart {
     }
 }
 
-/// Puts the tensors of the file `bytes` into `part`. Everything is checked before anything is written.
+/// Puts the tensors of the file `bytes` into `part`, which must be exactly those. Everything is checked before anything
+/// is written.
 ///
 /// # Errors
 /// When the file is damaged or of another network.
 pub fn restore(part: &LivePart, bytes: &[u8]) -> Result<(), RestoreError> {
-    let file = SafeTensors::deserialize(bytes)
-        .map_err(|e| RestoreError::Format { part: part.name.clone(), why: e.to_string() })?;
-    let mismatch =
-        |tensor: &str, why: String| RestoreError::Mismatch { part: part.name.clone(), tensor: tensor.to_owned(), why };
+    let file = read(part, bytes)?;
+    if let Some(extra) = file.names().iter().find(|n| !part.tensors.iter().any(|(name, _)| name == *n)) {
+        return Err(mismatch(part, extra, "is unknown".to_owned()));
+    }
+    fill(part, &file)
+}
+
+/// The same for some of the file's tensors; the others are passed over.
+///
+/// # Errors
+/// When the file is damaged or of another network.
+pub fn restore_some(part: &LivePart, bytes: &[u8]) -> Result<(), RestoreError> {
+    fill(part, &read(part, bytes)?)
+}
+
+fn read<'a>(part: &LivePart, bytes: &'a [u8]) -> Result<SafeTensors<'a>, RestoreError> {
+    SafeTensors::deserialize(bytes).map_err(|e| RestoreError::Format { part: part.name.clone(), why: e.to_string() })
+}
+
+fn mismatch(part: &LivePart, tensor: &str, why: String) -> RestoreError {
+    RestoreError::Mismatch { part: part.name.clone(), tensor: tensor.to_owned(), why }
+}
+
+fn fill(part: &LivePart, file: &SafeTensors<'_>) -> Result<(), RestoreError> {
     let mut found = Vec::with_capacity(part.tensors.len());
     for (name, tensor) in &part.tensors {
-        let view = file.tensor(name).map_err(|_| mismatch(name, "is missing".to_owned()))?;
+        let view = file.tensor(name).map_err(|_| mismatch(part, name, "is missing".to_owned()))?;
         let shape: Vec<i64> = view.shape().iter().map(|&d| d as i64).collect();
         if view.dtype() != SafeDtype::F32 || shape != tensor.size() {
-            return Err(mismatch(name, format!("is {:?} {shape:?}, expected F32 {:?}", view.dtype(), tensor.size())));
+            let why = format!("is {:?} {shape:?}, expected F32 {:?}", view.dtype(), tensor.size());
+            return Err(mismatch(part, name, why));
         }
-        found.push((tensor, view.data(), shape));
-    }
-    if let Some(extra) = file.names().iter().find(|n| !part.tensors.iter().any(|(name, _)| name == *n)) {
-        return Err(mismatch(extra, "is unknown".to_owned()));
+        found.push((tensor, view.data().to_vec(), shape));
     }
     no_grad(|| {
         for (tensor, data, shape) in found {
-            tensor.shallow_clone().copy_(&Tensor::from_data_size(data, &shape, Kind::Float));
+            tensor.shallow_clone().copy_(&Tensor::from_data_size(&data, &shape, Kind::Float));
         }
     });
     Ok(())

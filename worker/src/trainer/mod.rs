@@ -41,15 +41,17 @@ pub struct Flags {
     pub checkpoint: f32,
     /// Has stored its share of the checkpoint in flight.
     pub stored: f32,
+    /// Has committed the checkpoint that was stored last (rank 0).
+    pub committed: f32,
 }
 
 impl Flags {
     fn to_wire(self) -> [f32; FLAGS] {
-        [self.stop, self.checkpoint, self.stored, 0.0]
+        [self.stop, self.checkpoint, self.stored, self.committed]
     }
 
     fn from_wire(wire: [f32; FLAGS]) -> Self {
-        Self { stop: wire[0], checkpoint: wire[1], stored: wire[2] }
+        Self { stop: wire[0], checkpoint: wire[1], stored: wire[2], committed: wire[3] }
     }
 }
 
@@ -216,8 +218,10 @@ impl Trainer {
             tree.push(HostF32::new(gradients.flat())?.as_slice())?;
         }
         self.tree = self.communicator.tree_sum(tree, HostF32::new(gradients.flat())?)?;
-        let sums = self.communicator.sum_f64(flags.to_wire().map(f64::from).to_vec())?;
-        Ok(Flags { stop: sums[0] as f32, checkpoint: sums[1] as f32, stored: sums[2] as f32 })
+        let mut wire = flags.to_wire();
+        let sums = self.communicator.sum_f64(wire.map(f64::from).to_vec())?;
+        wire.iter_mut().zip(sums).for_each(|(flag, sum)| *flag = sum as f32);
+        Ok(Flags::from_wire(wire))
     }
 
     /// The objective of `phase` over the groups of `piece`; its statistics are noted.

@@ -92,10 +92,8 @@ async fn a_false_conflict_is_repeated() {
 async fn a_store_that_stays_away_is_unknown_in_the_end() {
     let (outcome, _) = commit_under([Rule::new(Call::Put, "manifests/", Fault::Fail)]).await;
     assert!(matches!(outcome, Err(CommitError::Unknown { .. })), "{outcome:?}");
-    let rules = [
-        Rule::new(Call::Put, "manifests/", Fault::LoseAnswer),
-        Rule::new(Call::Get, "manifests/", Fault::Hang),
-    ];
+    let rules =
+        [Rule::new(Call::Put, "manifests/", Fault::LoseAnswer), Rule::new(Call::Get, "manifests/", Fault::Hang)];
     let (outcome, _) = commit_under(rules).await;
     assert!(matches!(outcome, Err(CommitError::Unknown { .. })), "{outcome:?}");
 }

@@ -139,8 +139,7 @@ fn test_files_are_what_they_say() {
 
 #[tokio::test]
 async fn the_probe_finds_what_is_honoured_and_leaves_nothing() {
-    let all =
-        Findings { create_only_honoured: true, read_back: true, ranged_get: true, listed: true, deleted: true };
+    let all = Findings { create_only_honoured: true, read_back: true, ranged_get: true, listed: true, deleted: true };
     let memory = Memory::fresh();
     let run = memory.store().run("run").unwrap();
     assert_eq!(run.probe().await.unwrap(), all);

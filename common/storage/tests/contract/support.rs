@@ -30,7 +30,11 @@ pub fn file_store(folder: &Path) -> Store {
 
 pub fn config() -> RunConfig {
     static CONFIG: LazyLock<RunConfig> = LazyLock::new(|| {
-        let base = Base::File { path: "test.toml", text: "name = \"faces\"\n[data]\nsource = \"/x\"\n", folder: Path::new("/") };
+        let base = Base::File {
+            path: "test.toml",
+            text: "name = \"faces\"\n[data]\nsource = \"/x\"\n",
+            folder: Path::new("/"),
+        };
         let layers = Layers { base, env: &[], set: &[], working_dir: Path::new("/") };
         resolve(&layers, 1).unwrap().config
     });

@@ -50,7 +50,9 @@ impl Note {
             CollectiveError::TimedOut { waiting_for, .. } => (waiting_for, How::Silent),
             CollectiveError::Aborted => (me, How::Aborted),
             CollectiveError::Protocol { rank, .. } => (rank, How::Failed),
-            CollectiveError::Stale { .. } | CollectiveError::Misuse(_) | CollectiveError::Io { .. } => (me, How::Failed),
+            CollectiveError::Stale { .. } | CollectiveError::Misuse(_) | CollectiveError::Io { .. } => {
+                (me, How::Failed)
+            }
         };
         Self::Farewell { origin, how }
     }
@@ -80,8 +82,7 @@ pub(super) fn culprit(me: u32, on: u32, world: usize, waits: impl Fn(u32) -> Opt
 }
 
 /// Every [`How`], at the place of its code.
-const HOWS: [How; 7] =
-    [How::Closed, How::Aborted, How::Left, How::Silent, How::GaveUp, How::Refused, How::Failed];
+const HOWS: [How; 7] = [How::Closed, How::Aborted, How::Left, How::Silent, How::GaveUp, How::Refused, How::Failed];
 
 fn code(how: How) -> u8 {
     match how {
@@ -123,10 +124,9 @@ mod tests {
 
     #[test]
     fn a_rank_that_was_given_up_on_learns_by_whom() {
-        let Note::Farewell { origin, how } = Note::farewell(1, &CollectiveError::TimedOut {
-            after: std::time::Duration::from_secs(1),
-            waiting_for: 2,
-        }) else {
+        let Note::Farewell { origin, how } =
+            Note::farewell(1, &CollectiveError::TimedOut { after: std::time::Duration::from_secs(1), waiting_for: 2 })
+        else {
             panic!("not a farewell")
         };
         let seen = |me| match understand(me, 1, origin, how) {

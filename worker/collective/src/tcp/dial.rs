@@ -66,7 +66,9 @@ impl Dial {
                         State::Connecting { stream, until: now + patience }
                     }
                     Err(error) if error.kind() == ErrorKind::ConnectionRefused => return Ok(Step::Gone),
-                    Err(error) => return Err(CollectiveError::io(format!("connect to rank {} at {to}", self.rank))(error)),
+                    Err(error) => {
+                        return Err(CollectiveError::io(format!("connect to rank {} at {to}", self.rank))(error));
+                    }
                 },
                 State::Connecting { stream, until } => match stream.take_error() {
                     Ok(None) if stream.peer_addr().is_ok() => match self.greet(me, &stream)? {
@@ -128,7 +130,8 @@ impl Dial {
 
     fn greet(&self, me: &Membership, stream: &TcpStream) -> Result<Option<[u8; HELLO_BYTES]>, CollectiveError> {
         let hello = handshake::hello(me, self.rank, self.lane, &socket::nonce()?);
-        Ok(socket::say(stream, &hello).is_ok().then_some(hello))
+        let said = socket::prepare(stream).is_ok() && socket::say(stream, &hello).is_ok();
+        Ok(said.then_some(hello))
     }
 
     fn refuse(&mut self, now: Instant) -> State {
@@ -150,7 +153,5 @@ fn begin(to: SocketAddr) -> io::Result<TcpStream> {
         Err(error) if error.raw_os_error() != Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => return Err(error),
         _ => {}
     }
-    let stream = TcpStream::from(socket);
-    socket::prepare(&stream)?;
-    Ok(stream)
+    Ok(TcpStream::from(socket))
 }

@@ -82,7 +82,8 @@ impl Engine {
         let world = links.0.len();
         let watch = || -> rustix::io::Result<OwnedFd> {
             let set = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-            let add = |fd: &dyn AsFd, id: u64, flags| epoll::add(&set, fd.as_fd(), epoll::EventData::new_u64(id), flags);
+            let add =
+                |fd: &dyn AsFd, id: u64, flags| epoll::add(&set, fd.as_fd(), epoll::EventData::new_u64(id), flags);
             add(fate.wake(), WAKE, epoll::EventFlags::IN)?;
             let edges = epoll::EventFlags::ET | epoll::EventFlags::IN | epoll::EventFlags::RDHUP;
             for (id, peer) in (0u64..).zip(&links.0) {
@@ -183,7 +184,8 @@ impl Engine {
 
     /// Who has to move for this rank to go on: first whoever owes bytes, then whoever does not take any.
     fn waiting_for(&self) -> u32 {
-        let first = |owing: &dyn Fn(&Progress) -> bool| (0..).zip(&self.progress).find(|(_, p)| owing(p)).map(|(rank, _)| rank);
+        let first =
+            |owing: &dyn Fn(&Progress) -> bool| (0..).zip(&self.progress).find(|(_, p)| owing(p)).map(|(rank, _)| rank);
         first(&|p| p.received < p.to_receive).or_else(|| first(&Progress::open)).unwrap_or(self.rank)
     }
 

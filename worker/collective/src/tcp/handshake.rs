@@ -52,7 +52,11 @@ pub(super) fn hello(from: &Membership, to: u32, lane: Lane, nonce: &Nonce) -> [u
 
 /// What the accepting member makes of a hello: who dials (as yet unproven), and the answer. `None` if it is not for this
 /// member, this generation, or from a rank that should dial it.
-pub(super) fn answer(me: &Membership, came: &[u8; HELLO_BYTES], nonce: &Nonce) -> Option<(u32, Lane, [u8; REPLY_BYTES])> {
+pub(super) fn answer(
+    me: &Membership,
+    came: &[u8; HELLO_BYTES],
+    nonce: &Nonce,
+) -> Option<(u32, Lane, [u8; REPLY_BYTES])> {
     let from = u32::from_le_bytes([came[20], came[21], came[22], came[23]]);
     let lane = match came[28] {
         0 => Lane::Data,
@@ -71,7 +75,11 @@ pub(super) fn answer(me: &Membership, came: &[u8; HELLO_BYTES], nonce: &Nonce) -
 }
 
 /// What the dialling member makes of the answer to its hello: its own proof. `None` if the other side does not know the secret.
-pub(super) fn prove(me: &Membership, hello: &[u8; HELLO_BYTES], reply: &[u8; REPLY_BYTES]) -> Option<[u8; PROOF_BYTES]> {
+pub(super) fn prove(
+    me: &Membership,
+    hello: &[u8; HELLO_BYTES],
+    reply: &[u8; REPLY_BYTES],
+) -> Option<[u8; PROOF_BYTES]> {
     let (nonce, proof) = reply.split_first_chunk::<32>()?;
     // Comparing hashes takes constant time.
     (keyed(&me.secret, "accept", hello, nonce) == blake3::Hash::from_slice(proof).ok()?)

@@ -51,7 +51,11 @@ impl Call {
 
     /// For a person: how two headers differ.
     pub(super) fn mismatch(came: &[u8; HEADER_BYTES], expected: &[u8; HEADER_BYTES]) -> String {
-        format!("it is in {}, this rank in {}; do all ranks run the same program and settings?", Shown(came), Shown(expected))
+        format!(
+            "it is in {}, this rank in {}; do all ranks run the same program and settings?",
+            Shown(came),
+            Shown(expected)
+        )
     }
 }
 
@@ -59,7 +63,8 @@ struct Shown<'a>(&'a [u8; HEADER_BYTES]);
 
 impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let number = |at: usize, len: usize| self.0[at..at + len].iter().rev().fold(0u64, |n, &b| n << 8 | u64::from(b));
+        let number =
+            |at: usize, len: usize| self.0[at..at + len].iter().rev().fold(0u64, |n, &b| n << 8 | u64::from(b));
         let name = match self.0[0] {
             1 => "the forming",
             2 => "a barrier",

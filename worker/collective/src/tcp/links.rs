@@ -33,7 +33,9 @@ impl Links {
         }
     }
 
-    fn shut(&self) {
+    /// Says farewell and closes everything.
+    fn end(&self, farewell: Note) {
+        self.tell(farewell);
         for peer in self.0.iter().flatten() {
             let _ = peer.data.shutdown(Shutdown::Both);
             let _ = peer.control.shutdown(Shutdown::Both);
@@ -59,10 +61,10 @@ impl Fate {
         Ok(Arc::new(Self { me, cause: OnceLock::new(), wake, links: Mutex::default() }))
     }
 
-    /// From now on the end ends these connections.
+    /// From now on the end ends these connections; at once, if it came before.
     pub(super) fn adopt(&self, links: &Arc<Links>) -> Result<(), CollectiveError> {
         *self.links.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(links);
-        self.alive() // an abort in between has not seen them; the caller drops them
+        self.alive().inspect_err(|cause| links.end(Note::farewell(self.me, cause)))
     }
 
     pub(super) fn alive(&self) -> Result<(), CollectiveError> {
@@ -80,8 +82,7 @@ impl Fate {
         if self.cause.set(cause.clone()).is_ok() {
             let links = self.links.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
             if let Some(links) = links {
-                links.tell(note);
-                links.shut();
+                links.end(note);
             }
             // Fails only where the event is raised already.
             let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());

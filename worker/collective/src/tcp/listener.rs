@@ -4,7 +4,10 @@
 
 use crate::CollectiveError;
 use socket2::{Domain, Protocol, Socket, Type};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::{
+    io::{self, ErrorKind},
+    net::{SocketAddr, TcpListener, TcpStream},
+};
 
 /// Connections that may wait to be accepted while no generation is being formed.
 const BACKLOG: i32 = 1024;
@@ -37,7 +40,7 @@ impl Listener {
             let address = socket.local_addr()?;
             Ok(Self { socket, address, fence: 0 })
         };
-        open().map_err(CollectiveError::io::<std::io::Error>(format!("listen on {address}")))
+        open().map_err(CollectiveError::io::<io::Error>(format!("listen on {address}")))
     }
 
     /// Where peers reach it, with the port that was taken.
@@ -60,15 +63,16 @@ impl Listener {
         self.fence = generation.saturating_add(1);
     }
 
-    /// The next connection that waits; `None` where none does.
-    pub(super) fn accept(&self) -> Option<TcpStream> {
+    /// The next connection that waits; `None` where none does. One that broke while it waited is passed over.
+    pub(super) fn accept(&self) -> io::Result<Option<TcpStream>> {
         loop {
             match self.socket.accept() {
-                Ok((stream, _)) => return Some(stream),
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                // A connection that broke while it waited is its owner's loss; when descriptors run out, the deadline ends it.
-                Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => {}
-                Err(_) => return None,
+                Ok((stream, _)) => return Ok(Some(stream)),
+                Err(error) => match error.kind() {
+                    ErrorKind::WouldBlock => return Ok(None),
+                    ErrorKind::Interrupted | ErrorKind::ConnectionAborted => {}
+                    _ => return Err(error),
+                },
             }
         }
     }

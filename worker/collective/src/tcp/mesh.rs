@@ -40,6 +40,9 @@ const HANDSHAKE: Duration = Duration::from_secs(2);
 /// Unproven connections held at once, beside two per member; the oldest goes first.
 const STRANGERS_MAX: usize = 64;
 
+/// Connections accepted before the members' own dials get a turn.
+const ACCEPTS_PER_ROUND: usize = 64;
+
 /// What a worker has to know to become a member: the same on all ranks, but for the rank.
 #[derive(Clone)]
 pub struct Membership {
@@ -87,7 +90,11 @@ impl Mesh {
     ///
     /// # Errors
     /// As those.
-    pub fn connect(listener: &mut Listener, membership: Membership, deadline: Duration) -> Result<Tcp, CollectiveError> {
+    pub fn connect(
+        listener: &mut Listener,
+        membership: Membership,
+        deadline: Duration,
+    ) -> Result<Tcp, CollectiveError> {
         Self::new(membership)?.form(listener, deadline)
     }
 
@@ -138,6 +145,10 @@ struct Stranger {
 }
 
 impl Stranger {
+    fn new(stream: TcpStream, nonce: Nonce, expires: Instant) -> Self {
+        Self { stream, expires, nonce, hello: Inbox::new(), claim: None, proof: Inbox::new() }
+    }
+
     /// Goes as far as its bytes allow: the rank and lane it has proven, `None` if more has to come, `Err` to be closed.
     fn advance(&mut self, me: &Membership) -> Result<Option<(u32, Lane)>, socket::Ended> {
         loop {
@@ -180,9 +191,8 @@ struct Forming<'a> {
 impl<'a> Forming<'a> {
     fn new(me: &'a Membership, fate: &'a Fate) -> Result<Self, CollectiveError> {
         let now = Instant::now();
-        let dials = (0..me.rank)
-            .flat_map(|rank| [Lane::Data, Lane::Control].map(|lane| Dial::new(rank, lane, now)))
-            .collect();
+        let dials =
+            (0..me.rank).flat_map(|rank| [Lane::Data, Lane::Control].map(|lane| Dial::new(rank, lane, now))).collect();
         let lanes = me.peers.iter().map(|_| [None, None]).collect();
         Ok(Self { me, fate, lanes, dials, strangers: Vec::new() })
     }
@@ -213,7 +223,10 @@ impl<'a> Forming<'a> {
     /// The first rank that is not fully connected.
     fn missing(&self) -> Option<u32> {
         let me = self.me.rank;
-        (0..).zip(&self.lanes).find(|(rank, lanes)| *rank != me && lanes.iter().any(Option::is_none)).map(|(rank, _)| rank)
+        (0..)
+            .zip(&self.lanes)
+            .find(|(rank, lanes)| *rank != me && lanes.iter().any(Option::is_none))
+            .map(|(rank, _)| rank)
     }
 
     fn dial(&mut self, now: Instant) -> Result<(), CollectiveError> {
@@ -229,35 +242,47 @@ impl<'a> Forming<'a> {
     }
 
     fn accept(&mut self, listener: &Listener, now: Instant) -> Result<(), CollectiveError> {
-        loop {
-            let accepted = listener.accept();
-            let none = accepted.is_none();
-            if let Some(stream) = accepted
-                && socket::prepare(&stream).is_ok()
-            {
-                if self.strangers.len() >= STRANGERS_MAX + 2 * self.me.peers.len() {
-                    self.strangers.remove(0);
+        for _ in 0..ACCEPTS_PER_ROUND {
+            let stream = match listener.accept() {
+                Ok(Some(stream)) => stream,
+                Ok(None) => break,
+                // Most likely out of descriptors: strangers go first.
+                Err(_) if !self.strangers.is_empty() => {
+                    self.strangers.clear();
+                    break;
                 }
-                let (nonce, expires) = (socket::nonce()?, now + HANDSHAKE);
-                let (hello, proof) = (Inbox::new(), Inbox::new());
-                self.strangers.push(Stranger { stream, expires, nonce, hello, claim: None, proof });
+                Err(error) => return Err(CollectiveError::io("accept a member's connection")(error)),
+            };
+            if socket::prepare(&stream).is_err() {
+                continue;
             }
-            // Before the next may push out the oldest: a member has its hello on the way when it is accepted.
-            let mut at = 0;
-            while let Some(stranger) = self.strangers.get_mut(at) {
-                match stranger.advance(self.me) {
-                    Ok(None) if now < stranger.expires => at += 1,
-                    Ok(Some((rank, lane))) => {
-                        let stream = self.strangers.remove(at).stream;
-                        self.lanes[rank as usize][lane as usize] = Some(stream);
-                    }
-                    Ok(None) | Err(socket::Ended) => drop(self.strangers.remove(at)),
-                }
+            if self.strangers.len() >= STRANGERS_MAX + 2 * self.me.peers.len() {
+                self.strangers.remove(0);
             }
-            if none {
-                return Ok(());
+            self.strangers.push(Stranger::new(stream, socket::nonce()?, now + HANDSHAKE));
+            // At once, before others may push it out: a member's hello is on the way when it is accepted.
+            self.advance(self.strangers.len() - 1, now);
+        }
+        let mut at = 0;
+        while at < self.strangers.len() {
+            if self.advance(at, now) {
+                at += 1;
             }
         }
+        Ok(())
+    }
+
+    /// Lets a stranger go on; whether it is still one.
+    fn advance(&mut self, at: usize, now: Instant) -> bool {
+        match self.strangers[at].advance(self.me) {
+            Ok(None) if now < self.strangers[at].expires => return true,
+            Ok(Some((rank, lane))) => {
+                let stream = self.strangers.remove(at).stream;
+                self.lanes[rank as usize][lane as usize] = Some(stream);
+            }
+            Ok(None) | Err(socket::Ended) => drop(self.strangers.remove(at)),
+        }
+        false
     }
 
     /// Waits until something can go on; a proven connection that ends is a lost member.

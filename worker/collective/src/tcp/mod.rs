@@ -30,23 +30,27 @@ use flow::{Chain, Exchange, Ring};
 use header::{Call, Kind};
 use std::{fmt, ops::AddAssign, time::Duration};
 
-/// Up to this many bytes, a sum goes straight from everybody to everybody: one step instead of `2 (world - 1)`.
-const DIRECT_BYTES_MAX: usize = 32 << 10;
+/// Up to this many bytes to all peers together, a sum goes straight from everybody to everybody: one step instead of
+/// `2 (world - 1)`. About where the two take equally long.
+const DIRECT_BYTES_MAX: usize = 192 << 10;
 
 /// Room for partial sums on arrival: within a core's own cache.
 const ARRIVAL_WORDS: usize = (256 << 10) / size_of::<u64>();
+
+/// Room for all ranks' numbers in a direct sum, this rank's included.
+const SCRATCH_WORDS: usize = 2 * DIRECT_BYTES_MAX / size_of::<u64>();
 
 /// A member of a formed generation. Dropping it leaves: the others' next call fails with [`crate::How::Left`].
 pub struct Tcp {
     engine: Engine,
     generation: u64,
-    /// Where what comes waits to be added; grows to the largest need and stays.
+    /// Where what comes waits to be added.
     scratch: Vec<u64>,
 }
 
 impl Tcp {
     fn new(engine: Engine, generation: u64) -> Self {
-        Self { engine, generation, scratch: vec![0; ARRIVAL_WORDS] }
+        Self { engine, generation, scratch: vec![0; SCRATCH_WORDS] }
     }
 
     fn index(&self) -> usize {
@@ -56,16 +60,13 @@ impl Tcp {
     fn sum<T: Pod + AddAssign>(&mut self, kind: Kind, numbers: &mut [T]) -> Result<(), CollectiveError> {
         let (rank, world, size) = (self.index(), self.engine.world(), size_of_val(numbers));
         let call = Call::new(kind, size);
-        if size > DIRECT_BYTES_MAX {
+        if size * (world - 1) > DIRECT_BYTES_MAX || size > DIRECT_BYTES_MAX {
             let arrivals = bytemuck::cast_slice_mut(&mut self.scratch[..ARRIVAL_WORDS]);
             return self.engine.run(call, &mut Ring::new(rank, world, numbers, arrivals));
         }
         // Everybody adds everybody's numbers in rank order: the same additions, so the same bits.
         let len = numbers.len();
         let words = (world * size).div_ceil(size_of::<u64>());
-        if self.scratch.len() < words {
-            self.scratch.resize(words, 0);
-        }
         let all: &mut [T] = &mut bytemuck::cast_slice_mut(&mut self.scratch[..words])[..world * len];
         self.engine.run(
             call,
@@ -179,6 +180,12 @@ impl Collective for Tcp {
 
 impl fmt::Debug for Tcp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Tcp {{ generation: {}, rank: {}, world: {} }}", self.generation, self.engine.rank, self.engine.world())
+        write!(
+            f,
+            "Tcp {{ generation: {}, rank: {}, world: {} }}",
+            self.generation,
+            self.engine.rank,
+            self.engine.world()
+        )
     }
 }

@@ -19,7 +19,11 @@ pub fn members(listeners: &[Listener], generation: u64) -> Vec<Membership> {
 }
 
 /// Lets all members form at the same time.
-pub fn form(listeners: &mut [Listener], members: Vec<Membership>, within: Duration) -> Vec<Result<Tcp, CollectiveError>> {
+pub fn form(
+    listeners: &mut [Listener],
+    members: Vec<Membership>,
+    within: Duration,
+) -> Vec<Result<Tcp, CollectiveError>> {
     thread::scope(|scope| {
         let ranks = listeners
             .iter_mut()
@@ -28,11 +32,4 @@ pub fn form(listeners: &mut [Listener], members: Vec<Membership>, within: Durati
             .collect::<Vec<_>>();
         ranks.into_iter().map(|rank| rank.join().expect("forming panicked")).collect()
     })
-}
-
-/// A formed group.
-pub fn tcp(world: usize) -> Vec<Tcp> {
-    let mut listeners = listeners(world);
-    let members = members(&listeners, 1);
-    form(&mut listeners, members, FORMING).into_iter().map(|member| member.expect("forms")).collect()
 }

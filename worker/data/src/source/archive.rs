@@ -1,5 +1,6 @@
 //! A ZIP archive, read where it lies: nothing is unpacked to disk, so no entry's name can lead anywhere, and an entry that
-//! swells past its bound is cut off whatever size it claims.
+//! swells past its bound is cut off whatever size it claims. The list of entries is held in memory; it grows with the
+//! archive's own bytes (46 each at least), never with a number that the archive claims.
 
 use super::{At, Found, Kind, MAX_FILE_BYTES, kind, read_bounded, too_large};
 use crate::Why;
@@ -12,9 +13,6 @@ use std::sync::Arc;
 use zip::ZipArchive;
 use zip::result::ZipError;
 
-/// Largest list of entries that is held in memory: an archive may claim any number, each takes 46 bytes on disk.
-const MAX_ENTRIES: usize = super::MAX_FILES;
-
 /// An open archive; clones share the file and the list of entries.
 #[derive(Clone)]
 pub(super) struct Archive(ZipArchive<SharedFile>);
@@ -24,11 +22,9 @@ impl Archive {
     pub(super) fn open(path: &Path, found: &mut Found) -> Result<Self, String> {
         let file = fs::File::open(path).map_err(|e| e.to_string())?;
         let len = file.metadata().map_err(|e| e.to_string())?.len();
-        let archive = ZipArchive::new(SharedFile { file: Arc::new(file), len, at: 0 })
-            .map_err(|e| format!("neither a folder nor a readable ZIP archive ({}); is the file whole?", clean(&e.to_string())))?;
-        if archive.len() > MAX_ENTRIES {
-            return Err(format!("more than {MAX_ENTRIES} entries; split it"));
-        }
+        let archive = ZipArchive::new(SharedFile { file: Arc::new(file), len, at: 0 }).map_err(|e| {
+            format!("neither a folder nor a readable ZIP archive ({}); is the file whole?", clean(&e.to_string()))
+        })?;
         found.stamp.number(len);
         for index in 0..archive.len() {
             let entry = archive.by_index_data(index).map_err(|e| clean(&e.to_string()))?;
@@ -42,7 +38,9 @@ impl Archive {
             match kind(&name) {
                 Kind::NoImage => {}
                 Kind::OtherImage(format) => found.skip(&name, Why::Unsupported(format)),
-                Kind::Image if entry.is_symlink() => found.skip(&name, Why::Unsupported("a link within an archive".into())),
+                Kind::Image if entry.is_symlink() => {
+                    found.skip(&name, Why::Unsupported("a link within an archive".into()))
+                }
                 Kind::Image if entry.encrypted() => found.skip(&name, Why::Unsupported("encrypted".into())),
                 Kind::Image if entry.size() > MAX_FILE_BYTES => found.skip(&name, too_large()),
                 Kind::Image => {
@@ -92,7 +90,8 @@ impl Seek for SharedFile {
             SeekFrom::End(by) => self.len.checked_add_signed(by),
             SeekFrom::Current(by) => self.at.checked_add_signed(by),
         };
-        self.at = at.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "seek before the start of the archive"))?;
+        self.at =
+            at.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "seek before the start of the archive"))?;
         Ok(self.at)
     }
 }

@@ -52,7 +52,8 @@ impl Listing {
     /// Looks through the folder or archive at `path`.
     pub(crate) fn of(path: &Path) -> Result<Self, DataError> {
         let refuse = |why: String| DataError::Source { path: path.to_owned(), why };
-        let meta = fs::metadata(path).map_err(|e| refuse(format!("{e}; set data.source to a folder or a ZIP archive")))?;
+        let meta =
+            fs::metadata(path).map_err(|e| refuse(format!("{e}; set data.source to a folder or a ZIP archive")))?;
         let mut found = Found { stamp: Digest::new("source"), ..Found::default() };
         let archive = if meta.is_dir() {
             folder::list(path, &mut found).map_err(refuse)?;

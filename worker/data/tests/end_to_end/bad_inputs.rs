@@ -1,10 +1,10 @@
 //! Files and archives that lie, end early or lead astray: each a named skip or a clear error, none a panic.
 
+use crate::support::{archive, encoded, png, prepare, put, request};
 use data::{DataError, Why};
 use proptest::prelude::*;
 use std::fs;
 use std::path::Path;
-use crate::support::{archive, encoded, png, prepare, put, request};
 
 #[test]
 fn bad_files_are_named_and_the_rest_is_used() {
@@ -112,7 +112,7 @@ fn names_in_an_archive_lead_nowhere() {
     }
 }
 
-/// An entry of half a gigabyte of zeros in half a megabyte of archive, once with its size declared and once with a small lie.
+/// 300 MiB of zeros in 300 KiB of archive, once with the size declared and once with a small one claimed.
 #[test]
 fn a_bomb_is_cut_off() {
     let (source, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());

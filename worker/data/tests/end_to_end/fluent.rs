@@ -1,7 +1,7 @@
 //! The images that come with the project, whole.
 
-use std::path::Path;
 use crate::support::{prepare, request};
+use std::path::Path;
 
 #[test]
 fn the_quickstarts_images_are_660_and_prepared_once() {

@@ -1,12 +1,12 @@
 //! A folder or archive becomes a pyramid once: its content, its order, its cache.
 
+use crate::support::{archive, encoded, png, prepare, put, request};
 use data::{DataError, Progress, Pyramid, Why, image_bytes};
 use image::ImageFormat;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use crate::support::{archive, encoded, png, prepare, put, request};
 
 fn names(pyramid: &Pyramid) -> Vec<&str> {
     (0..pyramid.len()).map(|i| pyramid.name(i).unwrap()).collect()
@@ -70,10 +70,12 @@ fn reads_out_of_bounds_are_refused() {
 
 #[test]
 fn an_archive_of_a_folder_is_the_same_data() {
-    let (source, cache, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (source, cache, other) =
+        (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     folder(source.path());
     let zip = source.path().join("all.zip");
-    let files = ["ü/名前.webp", "b.png", "NOTICE.txt", "a/c.jpg"].map(|name| (name, fs::read(source.path().join(name)).unwrap()));
+    let files = ["ü/名前.webp", "b.png", "NOTICE.txt", "a/c.jpg"]
+        .map(|name| (name, fs::read(source.path().join(name)).unwrap()));
     fs::write(&zip, archive(&files.each_ref().map(|(name, bytes)| (*name, bytes.as_slice())))).unwrap();
     let from_folder = prepare(&request(source.path(), cache.path(), 16)).unwrap();
     let from_zip = prepare(&request(&zip, other.path(), 16)).unwrap();

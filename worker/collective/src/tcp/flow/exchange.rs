@@ -51,7 +51,9 @@ mod tests {
         // Rank r has r rows of 6 bytes; peer p gets the columns 2p..2p + 2 of each.
         let world = 3;
         let rows = (0..world)
-            .map(|r| (0..r).map(|i| (0..6).map(|c| (100 * r + 10 * i + c) as u8).collect::<Vec<_>>()).collect::<Vec<_>>())
+            .map(|r| {
+                (0..r).map(|i| (0..6).map(|c| (100 * r + 10 * i + c) as u8).collect::<Vec<_>>()).collect::<Vec<_>>()
+            })
             .collect::<Vec<_>>();
         let views = rows.iter().map(|rows| rows.iter().map(Vec::as_slice).collect::<Vec<_>>()).collect::<Vec<_>>();
         let columns = |peer: usize| 2 * peer..2 * peer + 2;

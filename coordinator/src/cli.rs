@@ -1,0 +1,200 @@
+//! The command line.
+
+use crate::config_cli::ConfigCommand;
+use crate::display::{Style, line};
+use crate::failure::Failure;
+use crate::launch::{Begin, Options, launch};
+use crate::operate::operate;
+use crate::origin::{Overrides, Resume};
+use crate::{config_cli, render, sample};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use common::exit::Exit;
+use rpc::operate_request::Command as Question;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Trains GANs on every GPU it is given, and keeps what they have learned.
+#[derive(Debug, Parser)]
+#[command(name = "coordinator", version, max_term_width = 100, after_help = EXIT_CODES)]
+pub struct Cli {
+    /// Form of this program's own log on standard error; RUST_LOG chooses what is logged
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Human)]
+    pub log_format: LogFormat,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 complete, or stopped on request with its state stored; 1 defect; 2 command line; \
+3 configuration; 4 data; 5 storage; 6 a worker was lost (go on with `resume`); 8 network; 9 training diverged; \
+130 interrupted twice";
+
+/// Form of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Lines for people.
+    Human,
+    /// One JSON object on each line.
+    Json,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train what an experiment file describes
+    Launch {
+        /// Experiment file (TOML)
+        experiment: PathBuf,
+        /// If the run exists: `auto` goes on from its newest good checkpoint (or begins, if it has none), `never` begins
+        /// anew, a URL names the checkpoint
+        #[arg(long, value_name = "auto|never|URL")]
+        resume: Option<Resume>,
+        /// How to run it.
+        #[command(flatten)]
+        how: How,
+    },
+    /// Go on with a run from its newest good checkpoint, or from any
+    Resume {
+        /// URL or path of a run, or of one manifest of it
+        url: String,
+        /// How to run it.
+        #[command(flatten)]
+        how: How,
+    },
+    /// Show where a run on this machine stands
+    Status(Target),
+    /// Have a run on this machine write a checkpoint and end
+    Stop(Target),
+    /// Have a run on this machine write a checkpoint and go on
+    Checkpoint(Target),
+    /// Make a grid of images from a checkpoint
+    Sample {
+        /// URL or path of a run, or of one manifest of it
+        url: String,
+        /// Seeds of the images
+        #[arg(long, default_value = "0-63", value_name = "FROM-TO")]
+        seeds: String,
+        /// PNG file to write
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
+    /// Check, show and explain experiment files
+    #[command(subcommand)]
+    Config(ConfigCommand),
+}
+
+/// How to run a training.
+#[derive(Debug, Args)]
+pub struct How {
+    /// Override a value, as in --set train.total_kimg=10; may be repeated, the last one wins
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Workers on this machine [default: cluster.workers, else one for each GPU, else one for each core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    workers: Option<u32>,
+    /// Address for workers and operators
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:0")]
+    listen: SocketAddr,
+    /// Allow --listen beyond this machine although nothing is encrypted
+    #[arg(long)]
+    insecure: bool,
+    /// Seconds that the workers have for their last checkpoint after a stop
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    stop_deadline: u64,
+    /// One line for each tick and decision instead of a progress bar
+    #[arg(long, conflicts_with = "json")]
+    plain: bool,
+    /// One JSON object on each line instead of a progress bar
+    #[arg(long)]
+    json: bool,
+}
+
+/// A run on this machine.
+#[derive(Debug, Args)]
+pub struct Target {
+    /// Name of the run
+    run: String,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl From<How> for Options {
+    fn from(how: How) -> Self {
+        let style = match (how.plain, how.json) {
+            (_, true) => Style::Json,
+            (true, _) => Style::Plain,
+            _ => Style::Auto,
+        };
+        Self {
+            overrides: Overrides { set: how.set, workers: how.workers },
+            listen: how.listen,
+            insecure: how.insecure,
+            stop_deadline: Duration::from_secs(how.stop_deadline),
+            style,
+        }
+    }
+}
+
+/// Does what the command line says.
+///
+/// # Errors
+/// It could not be done.
+pub async fn run(command: Command) -> Result<Exit, Failure> {
+    match command {
+        Command::Launch { experiment, resume, how } => {
+            launch(Begin::Experiment { file: experiment, resume }, &how.into()).await
+        }
+        Command::Resume { url, how } => launch(Begin::Checkpoint { url }, &how.into()).await,
+        Command::Status(target) => ask(&target, Question::Status(rpc::StatusQuestion {})).await,
+        Command::Stop(target) => ask(&target, Question::Stop(rpc::Stop { reason: String::new() })).await,
+        Command::Checkpoint(target) => ask(&target, Question::Checkpoint(rpc::Checkpoint {})).await,
+        Command::Sample { url, seeds, out } => match sample::sample(&url, &seeds, &out)? {},
+        Command::Config(command) => {
+            config_cli::run(&command, &mut std::io::stdout().lock())?;
+            Ok(Exit::Ok)
+        }
+    }
+}
+
+async fn ask(target: &Target, question: Question) -> Result<Exit, Failure> {
+    let status = operate(&target.run, question).await?;
+    if target.json {
+        let text = serde_json::to_string(&status);
+        line(&text.map_err(|error| Failure::new(Exit::Internal, format!("the status: {error}")))?);
+    } else {
+        line(render::status(&status).trim_end());
+    }
+    Ok(Exit::Ok)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound_and_the_usual_ones_parse() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+        for line in [
+            "coordinator launch a.toml --set train.total_kimg=1 --set seed=2 --workers 2 --resume auto --plain",
+            "coordinator resume s3://bucket/run --json --listen 0.0.0.0:4000 --insecure",
+            "coordinator status toy --json",
+            "coordinator stop toy --log-format json",
+            "coordinator checkpoint toy",
+            "coordinator sample /runs/toy --seeds 0-63 --out grid.png",
+            "coordinator config default",
+        ] {
+            Cli::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));
+        }
+        for line in [
+            "coordinator",
+            "coordinator launch",
+            "coordinator launch a --plain --json",
+            "coordinator launch a --workers 0",
+        ] {
+            assert_eq!(Cli::try_parse_from(line.split(' ')).unwrap_err().exit_code(), 2, "{line}");
+        }
+    }
+}

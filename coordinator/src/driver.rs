@@ -1,0 +1,370 @@
+//! The sole owner of the cluster: takes one input at a time, steps the core, performs what it orders.
+//!
+//! Decisions are `coordinator_core`'s. What is here is translation: messages into events, actions into messages and signals,
+//! both into news for the operator. Nothing here waits for a worker, a disk or a store while an input is due.
+
+use crate::admission::random_bytes;
+use crate::display::Display;
+use crate::lines::{Level, message};
+use crate::records::Records;
+use crate::render::News;
+use crate::server::{Input, Outbox};
+use crate::supervisor::{ChildEvent, Recipe, Supervisor};
+use crate::view::{self, Facts, Reported};
+use common::ids::{Generation, ImagesSeen};
+use common::metrics;
+use coordinator_core::{
+    Action, Assignment, Cluster, Command, Event, Outcome, Policy, Reason, SessionId, Stored, WorkerId, step,
+};
+use rpc::from_worker::Body;
+use rpc::to_worker;
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+
+/// Between two looks at the clock.
+const TICK: Duration = Duration::from_millis(250);
+/// Last lines of each worker that are shown when it is lost.
+const TAIL: usize = 12;
+/// Longest text of a worker that is kept.
+const TEXT_MAX: usize = 4096;
+/// After the end, for the last words to workers elsewhere.
+const LAST_WORDS: Duration = Duration::from_millis(100);
+
+/// What is to be driven.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// What does not change.
+    pub facts: Facts,
+    /// JSON of the configuration, as workers get it.
+    pub config: String,
+    /// Patience and places.
+    pub policy: Policy,
+    /// Between two signs of life for the workers.
+    pub beat: Duration,
+    /// The last generation that the run had; the first one formed is larger.
+    pub generation: Generation,
+    /// Checkpoint to start from.
+    pub resume: Option<Stored>,
+    /// Local workers to start.
+    pub recipes: Vec<Recipe>,
+    /// The command with which a run that is not complete goes on.
+    pub resume_with: String,
+}
+
+/// One run at work.
+pub struct Driver<'a> {
+    plan: Plan,
+    cluster: Cluster,
+    sessions: BTreeMap<SessionId, (WorkerId, Outbox)>,
+    /// Highest sequence of each worker that has arrived.
+    received: BTreeMap<WorkerId, u64>,
+    /// Peers of one generation prove to each other that they know it.
+    secret: Option<(Generation, [u8; 32])>,
+    supervisor: Supervisor,
+    records: &'a mut Records,
+    display: &'a mut Display,
+    reported: Reported,
+    tails: BTreeMap<WorkerId, VecDeque<String>>,
+    started: Instant,
+    last_beat: Instant,
+    signals: u32,
+}
+
+impl<'a> Driver<'a> {
+    /// A driver that has not started anything.
+    #[must_use]
+    pub fn new(plan: Plan, supervisor: Supervisor, records: &'a mut Records, display: &'a mut Display) -> Self {
+        let cluster = Cluster::new(plan.policy.clone(), plan.generation, plan.resume.clone());
+        let now = Instant::now();
+        Self {
+            plan,
+            cluster,
+            sessions: BTreeMap::new(),
+            received: BTreeMap::new(),
+            secret: None,
+            supervisor,
+            records,
+            display,
+            reported: Reported::default(),
+            tails: BTreeMap::new(),
+            started: now,
+            last_beat: now,
+            signals: 0,
+        }
+    }
+
+    /// Starts the workers and drives the run to its end. `signals` delivers the operator's interrupts: the first asks for a
+    /// stop, the second ends everything at once.
+    ///
+    /// # Errors
+    /// A worker process cannot be started; those that were are killed.
+    pub async fn run(
+        mut self,
+        mut inputs: mpsc::Receiver<Input>,
+        mut children: mpsc::Receiver<ChildEvent>,
+        signals: &mut mpsc::Receiver<()>,
+    ) -> std::io::Result<Outcome> {
+        for recipe in std::mem::take(&mut self.plan.recipes) {
+            let pid = self.supervisor.spawn(&recipe)?;
+            self.tails.insert(recipe.worker.clone(), VecDeque::new());
+            self.feed(Event::Spawned { worker: recipe.worker, pid, rank_hint: recipe.rank_hint });
+        }
+        let mut clock = interval(TICK);
+        clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while self.cluster.outcome().is_none() {
+            tokio::select! {
+                Some(input) = inputs.recv() => self.input(input),
+                Some(child) = children.recv() => self.child(child),
+                Some(()) = signals.recv() => self.signal(),
+                _ = clock.tick() => self.clock(),
+            }
+        }
+        self.finish(inputs).await
+    }
+
+    fn input(&mut self, input: Input) {
+        match input {
+            Input::Joined { session, join, outbox } => {
+                let worker = WorkerId(join.worker_id);
+                self.sessions.insert(session, (worker.clone(), outbox));
+                self.beat(session);
+                self.feed(Event::Joined {
+                    worker,
+                    session,
+                    peer: join.peer_address,
+                    device: join.device,
+                    host: join.host,
+                    generation: join.generation.map(Generation),
+                });
+            }
+            Input::Said { worker, session, sequence, body } => {
+                if sequence > 0 {
+                    let received = self.received.entry(worker.clone()).or_default();
+                    if sequence <= *received {
+                        return;
+                    }
+                    *received = sequence;
+                }
+                self.said(worker, session, body);
+            }
+            Input::Ended { worker, session } => {
+                self.sessions.remove(&session);
+                self.feed(Event::Disconnected { worker, session });
+            }
+            Input::Asked { command, reply } => {
+                if let Some(command) = command {
+                    self.feed(Event::Operator(command));
+                }
+                let status = view::status(&self.plan.facts, &self.cluster, &self.reported);
+                // a status is plain data: it has no value that JSON lacks
+                let text = serde_json::to_string(&status).unwrap_or_default();
+                // who asked may have gone
+                let _ = reply.send(text);
+            }
+        }
+    }
+
+    fn said(&mut self, worker: WorkerId, session: SessionId, body: Body) {
+        match body {
+            // the server lets none through
+            Body::Join(_) => {}
+            Body::Progress(progress) => {
+                let generation = Generation(progress.generation);
+                let (images, activity) = (ImagesSeen(progress.images), cut(&progress.activity, 64));
+                self.feed(Event::Progress { worker, session, generation, images, activity });
+            }
+            Body::Tick(tick) => {
+                if !self.cluster.speaks_for_all(&worker, session, Generation(tick.generation)) {
+                    return;
+                }
+                match serde_json::from_str::<metrics::Event>(&tick.event) {
+                    Ok(event) => self.metric(event),
+                    Err(error) => tracing::warn!("worker {worker} sent a metric that cannot be read: {error}"),
+                }
+            }
+            Body::Stored(message) => {
+                let generation = Generation(message.generation);
+                let stored = Stored { images: ImagesSeen(message.images), manifest: cut(&message.manifest, 256) };
+                if self.cluster.speaks_for_all(&worker, session, generation) {
+                    let rpc::Stored { bytes, stall_seconds, seconds, .. } = message;
+                    self.show(News::Checkpoint { stored: stored.clone(), bytes, stall_seconds, seconds });
+                }
+                self.feed(Event::Stored { worker, session, generation, stored });
+            }
+            Body::Leave(leave) => {
+                let (message, images) = (cut(&leave.message, TEXT_MAX), ImagesSeen(leave.images));
+                self.feed(Event::Left { worker, session, exit: leave.exit, message, images });
+            }
+        }
+    }
+
+    fn metric(&mut self, event: metrics::Event) {
+        self.records.metric(&event);
+        match event {
+            metrics::Event::Tick(tick) => {
+                self.reported.tick = Some(tick.clone());
+                self.show(News::Tick(Box::new(tick)));
+            }
+            metrics::Event::Quality(quality) => {
+                self.reported.quality.insert(quality.metric.clone(), quality.clone());
+                self.show(News::Quality(quality));
+            }
+        }
+    }
+
+    fn child(&mut self, event: ChildEvent) {
+        match event {
+            ChildEvent::Line { worker, level, line } => {
+                let rank = self.rank_of(&worker);
+                self.records.log(rank, &line);
+                if let Some(tail) = self.tails.get_mut(&worker) {
+                    if tail.len() == TAIL {
+                        tail.pop_front();
+                    }
+                    tail.push_back(cut(&message(&line), TEXT_MAX));
+                }
+                if level >= Level::Warn {
+                    self.show(News::Log { rank, level, line: message(&line) });
+                }
+            }
+            ChildEvent::Exited { worker, status, last_error } => {
+                self.supervisor.forget(&worker);
+                self.records.log("c", &format!("the process of worker {worker} ended: {status}"));
+                let last_error = last_error.map(|line| cut(&line, TEXT_MAX));
+                self.feed(Event::ChildExited { worker, status, last_error });
+            }
+        }
+    }
+
+    fn signal(&mut self) {
+        self.signals += 1;
+        self.feed(Event::Operator(if self.signals == 1 { Command::Stop } else { Command::Kill }));
+    }
+
+    fn clock(&mut self) {
+        self.feed(Event::Clock);
+        if self.last_beat.elapsed() >= self.plan.beat {
+            self.last_beat = Instant::now();
+            for session in self.sessions.keys().copied().collect::<Vec<_>>() {
+                self.beat(session);
+            }
+        }
+        let status = view::status(&self.plan.facts, &self.cluster, &self.reported);
+        self.display.show(&News::Progress(Box::new(status)));
+    }
+
+    fn beat(&mut self, session: SessionId) {
+        let Some((worker, _)) = self.sessions.get(&session) else { return };
+        let received = self.received.get(worker).copied().unwrap_or_default();
+        self.send(session, to_worker::Body::Beat(rpc::Beat { received }));
+    }
+
+    fn feed(&mut self, event: Event) {
+        for action in step(&mut self.cluster, event, self.started.elapsed()) {
+            self.perform(action);
+        }
+    }
+
+    fn perform(&mut self, action: Action) {
+        match action {
+            Action::Assign { worker, session, assignment } => self.assign(&worker, session, &assignment),
+            Action::SendStop { session, reason, .. } => {
+                self.send(session, to_worker::Body::Stop(rpc::Stop { reason: reason.to_string() }));
+            }
+            Action::SendCheckpoint { session, .. } => {
+                self.send(session, to_worker::Body::Checkpoint(rpc::Checkpoint {}));
+            }
+            Action::Refuse { session, refusal } => {
+                if let Some((worker, _)) = self.sessions.get(&session) {
+                    let text = format!("worker {worker} is refused: {refusal}");
+                    self.records.log("c", &text);
+                    tracing::info!("{text}");
+                }
+                self.send(session, to_worker::Body::Refused(rpc::Refused { message: refusal.to_string() }));
+                self.sessions.remove(&session);
+            }
+            Action::Kill { worker, force } => self.supervisor.kill(&worker, force),
+            Action::Report(reason) => self.show(News::Decision(reason)),
+            // taken from the cluster by `finish`
+            Action::Finish(_) => {}
+        }
+    }
+
+    fn assign(&mut self, worker: &WorkerId, session: SessionId, assignment: &Assignment) {
+        let secret = match self.secret {
+            Some((generation, secret)) if generation == assignment.generation => secret,
+            _ => match random_bytes() {
+                Ok(secret) => secret,
+                Err(error) => {
+                    tracing::error!("no random numbers for the secret of {}: {error}", assignment.generation);
+                    return self.feed(Event::Operator(Command::Kill));
+                }
+            },
+        };
+        self.secret = Some((assignment.generation, secret));
+        tracing::debug!("worker {worker} gets rank {} in {}", assignment.rank, assignment.generation);
+        let assign = rpc::Assign {
+            generation: assignment.generation.0,
+            rank: assignment.rank.0,
+            peers: assignment.peers.to_vec(),
+            secret: secret.to_vec(),
+            config: self.plan.config.clone(),
+            resume: self.plan.resume.as_ref().map(|stored| stored.manifest.clone()).unwrap_or_default(),
+        };
+        self.send(session, to_worker::Body::Assign(assign));
+    }
+
+    /// Sends a message; a worker that does not read loses its stream and has to come back.
+    fn send(&mut self, session: SessionId, body: to_worker::Body) {
+        let clogged = self.sessions.get(&session).is_some_and(|(_, outbox)| outbox.send(body).is_err());
+        if clogged {
+            self.sessions.remove(&session);
+        }
+    }
+
+    fn show(&mut self, news: News) {
+        if !matches!(news, News::Log { .. })
+            && let Some(text) = crate::render::plain(&news)
+        {
+            for line in text.lines() {
+                self.records.log("c", line);
+            }
+        }
+        self.display.show(&news);
+    }
+
+    fn rank_of(&self, worker: &WorkerId) -> u32 {
+        let member = self.cluster.members().find(|(id, _)| *id == worker).map(|(_, member)| member);
+        member.and_then(|member| member.rank.map(|rank| rank.0).or(member.rank_hint)).unwrap_or_default()
+    }
+
+    async fn finish(mut self, inputs: mpsc::Receiver<Input>) -> std::io::Result<Outcome> {
+        drop(inputs);
+        let over = || std::io::Error::other("the run ended without an outcome");
+        let outcome = self.cluster.outcome().cloned().ok_or_else(over)?;
+        // who is still connected runs elsewhere
+        for session in self.sessions.keys().copied().collect::<Vec<_>>() {
+            let message = "the run is over".into();
+            self.send(session, to_worker::Body::Refused(rpc::Refused { message }));
+        }
+        if !self.sessions.is_empty() {
+            self.sessions.clear();
+            sleep(LAST_WORDS).await;
+        }
+        self.supervisor.kill_all();
+        let last_lines = match &outcome.reason {
+            Reason::Lost { worker, .. } => self.tails.remove(worker).unwrap_or_default().into(),
+            _ => Vec::new(),
+        };
+        let complete = matches!(outcome.reason, Reason::Complete { .. });
+        let advice = (!complete && outcome.newest.is_some()).then(|| self.plan.resume_with.clone());
+        self.show(News::Ended { outcome: outcome.clone(), last_lines, advice });
+        Ok(outcome)
+    }
+}
+
+fn cut(text: &str, characters_max: usize) -> String {
+    crate::lines::printable(text).chars().take(characters_max).collect()
+}

@@ -1,0 +1,290 @@
+//! `launch` and `resume`: from a command line to the end of a run.
+//!
+//! Everything that can be known to fail is found out first: configuration, store, data, address. Only then do workers start.
+
+use crate::admission::{Token, hex, random_bytes};
+use crate::display::{Display, Style};
+use crate::driver::{Driver, Plan};
+use crate::failure::Failure;
+use crate::origin::{self, Origin, Overrides, Resume};
+use crate::prepare::{Prepared, prepare};
+use crate::records::Records;
+use crate::render::News;
+use crate::state::{self, Held};
+use crate::supervisor::{Recipe, Supervisor};
+use crate::view::Facts;
+use crate::{machine, server, signals};
+use common::exit::Exit;
+use common::ids::ImagesSeen;
+use coordinator_core::{Outcome, Policy, Reason, WorkerId};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use storage::Content;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::time::sleep;
+
+/// Version that a worker must have.
+pub const BUILD: &str = env!("CARGO_PKG_VERSION");
+/// From the start until every worker must have joined.
+const STARTUP: Duration = Duration::from_secs(120);
+/// Silence of a worker for this many patiences makes it a loss. Its peers give up after one, and a death is seen at once by
+/// the end of its process; this is for what is left, such as a frozen machine, and must not fire on a busy one.
+const SILENT_PATIENCES: u32 = 3;
+/// Longest time between two signs of life of the coordinator.
+const BEAT_MAX: Duration = Duration::from_secs(1);
+/// After a kill, time for the last copy of log and metrics.
+const HURRY: Duration = Duration::from_secs(1);
+/// Longest patience that is taken at its word; more would overflow a clock.
+const PATIENCE_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// What to begin with.
+#[derive(Clone, Debug)]
+pub enum Begin {
+    /// An experiment file.
+    Experiment {
+        /// The file.
+        file: PathBuf,
+        /// What to do if the run exists.
+        resume: Option<Resume>,
+    },
+    /// A run or a checkpoint.
+    Checkpoint {
+        /// Its URL.
+        url: String,
+    },
+}
+
+/// How to run it.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Changes to the configuration.
+    pub overrides: Overrides,
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// Allow listening beyond this machine without encryption.
+    pub insecure: bool,
+    /// Time for the last checkpoint after a stop.
+    pub stop_deadline: Duration,
+    /// How to show it.
+    pub style: Style,
+}
+
+/// Runs a training to its end and returns the exit code.
+///
+/// # Errors
+/// It did not begin.
+pub async fn launch(begin: Begin, options: &Options) -> Result<Exit, Failure> {
+    let mut display = Display::new(options.style);
+    let ended = begin_at(begin, options, &mut display).await;
+    if let Err(Failure { exit, message }) = &ended {
+        display.show(&News::Failed { exit: *exit, text: message.clone() });
+    }
+    ended
+}
+
+async fn begin_at(begin: Begin, options: &Options, display: &mut Display) -> Result<Exit, Failure> {
+    if !options.listen.ip().is_loopback() && !options.insecure {
+        let message = format!(
+            "listening on {} lets others on the network try, and what travels is not encrypted: add --insecure if that \
+             network is trusted",
+            options.listen
+        );
+        return Err(Failure::new(Exit::Usage, message));
+    }
+    let mut interrupts = signals::catch().map_err(|error| Failure::new(Exit::Internal, error))?;
+    let worker = machine::worker_binary()?;
+    let origin = async {
+        match begin {
+            Begin::Experiment { file, resume } => {
+                origin::of_experiment(file, &options.overrides, resume.as_ref()).await
+            }
+            Begin::Checkpoint { url } => origin::of_checkpoint(&url, &options.overrides).await,
+        }
+    };
+    let origin = tokio::select! {
+        origin = origin => origin?,
+        Some(()) = interrupts.recv() => return Ok(withdrawn(display, None)),
+    };
+    for note in &origin.notes {
+        display.show(&News::Note(note.clone()));
+    }
+    if origin::is_complete(&origin) {
+        let outcome = outcome(&origin, Reason::Complete { images: resume_images(&origin).unwrap_or_default() });
+        display.show(&News::Ended { outcome, last_lines: Vec::new(), advice: None });
+        return Ok(Exit::Ok);
+    }
+    let held = Held::take(&state::home()?, &origin.config.name)?;
+    let mut records = Records::open(held.folder(), origin.run.clone(), resume_images(&origin)).await?;
+    let ended = begin_and_drive(&origin, &worker, &held, options, &mut records, display, &mut interrupts).await;
+    if let Err(failure) = &ended {
+        records.log("c", &failure.message);
+    }
+    let hurry = matches!(ended, Ok(Exit::Interrupted));
+    tokio::select! {
+        () = records.finish() => {}
+        Some(()) = interrupts.recv() => tracing::warn!("interrupted before the log was copied into the store"),
+        () = sleep(HURRY), if hurry => {}
+    }
+    ended
+}
+
+async fn begin_and_drive(
+    origin: &Origin,
+    worker: &Path,
+    held: &Held,
+    options: &Options,
+    records: &mut Records,
+    display: &mut Display,
+    interrupts: &mut mpsc::Receiver<()>,
+) -> Result<Exit, Failure> {
+    let config = to_json(&origin.config)?;
+    let Some(prepared) = prepare(worker, &config, records, display, interrupts).await? else {
+        return Ok(withdrawn(display, Some(origin)));
+    };
+    same_images(origin, &prepared)?;
+    let config_files =
+        [("config.toml", origin.config_toml.clone(), Content::Toml), ("config.json", config.clone(), Content::Json)];
+    for (name, text, content) in config_files {
+        origin.run.put_file(name, text.into(), content).await?;
+    }
+    let no_randomness = |error| Failure::new(Exit::Internal, format!("no random numbers for a token: {error}"));
+    let token = Token::fresh().map_err(no_randomness)?;
+    let deaf = |error| Failure::new(Exit::Network, format!("cannot listen on {}: {error}", options.listen));
+    let listener = TcpListener::bind(options.listen).await.map_err(deaf)?;
+    let address = listener.local_addr().map_err(deaf)?;
+    held.announce(&address.to_string(), &origin.run.url(), &token)?;
+
+    let nonce = hex(&random_bytes().map_err(no_randomness)?[..2]);
+    let workers = origin::workers(&options.overrides, &origin.config);
+    let recipes = recipes(worker, address, &token, workers, &machine::gpus(), &nonce);
+    let plan = plan(origin, options, config, workers, recipes);
+    display.show(&News::Launched {
+        run: origin.config.name.clone(),
+        url: origin.run.url(),
+        workers,
+        address: address.to_string(),
+        resume: origin.resume.clone(),
+    });
+    let (inputs, receiver) = mpsc::channel(1024);
+    let serving = tokio::spawn(server::serve(listener, token, BUILD, inputs));
+    let (supervisor, children) = Supervisor::new();
+    let driven = Driver::new(plan, supervisor, records, display).run(receiver, children, interrupts).await;
+    serving.abort();
+    let outcome = driven.map_err(|error| {
+        Failure::new(Exit::Internal, format!("the worker {} cannot be started: {error}", worker.display()))
+    })?;
+    Ok(outcome.exit)
+}
+
+fn plan(origin: &Origin, options: &Options, config: String, workers: u32, recipes: Vec<Recipe>) -> Plan {
+    let total = ImagesSeen(origin.config.train.total_images());
+    let patience =
+        Duration::try_from_secs_f64(origin.config.cluster.patience_s).unwrap_or(PATIENCE_MAX).min(PATIENCE_MAX);
+    Plan {
+        facts: Facts { run: origin.config.name.clone(), url: origin.run.url(), total_images: total.0 },
+        config,
+        policy: Policy {
+            workers,
+            total,
+            startup: STARTUP,
+            patience: patience * SILENT_PATIENCES,
+            stop: options.stop_deadline,
+        },
+        beat: (patience / 4).min(BEAT_MAX),
+        generation: origin.generation,
+        resume: origin.resume.clone(),
+        recipes,
+        resume_with: resume_command(origin),
+    }
+}
+
+/// One recipe for each worker; with GPUs, each gets its own, in turn if there are more workers than GPUs.
+fn recipes(worker: &Path, address: SocketAddr, token: &Token, workers: u32, gpus: &[u32], nonce: &str) -> Vec<Recipe> {
+    let recipe = |rank: u32| {
+        let id = format!("w{rank}-{nonce}");
+        let mut environment = vec![
+            ("GANFLEET_TOKEN".to_owned(), token.expose().to_owned()),
+            ("GANFLEET_RANK_HINT".to_owned(), rank.to_string()),
+            ("GANFLEET_WORKER_ID".to_owned(), id.clone()),
+        ];
+        if !gpus.is_empty() {
+            let gpu = gpus[rank as usize % gpus.len()];
+            environment.push(("CUDA_VISIBLE_DEVICES".to_owned(), gpu.to_string()));
+        }
+        Recipe {
+            worker: WorkerId(id),
+            rank_hint: rank,
+            program: worker.to_owned(),
+            arguments: vec!["join".to_owned(), address.to_string()],
+            environment,
+        }
+    };
+    (0..workers).map(recipe).collect()
+}
+
+fn same_images(origin: &Origin, prepared: &Prepared) -> Result<(), Failure> {
+    match &origin.dataset {
+        Some(trained) if trained.fingerprint != prepared.fingerprint => {
+            let message = format!(
+                "the images in {} are not those that the run was trained on ({} images, fingerprint {}; now {} images, \
+                 fingerprint {}). Put them back, or launch a new run",
+                origin.config.data.source, trained.images, trained.fingerprint, prepared.images, prepared.fingerprint
+            );
+            Err(Failure::new(Exit::Data, message))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// An end on request before there was anything to store.
+fn withdrawn(display: &mut Display, origin: Option<&Origin>) -> Exit {
+    let outcome = match origin {
+        Some(origin) => outcome(origin, Reason::Withdrawn),
+        None => Outcome { exit: Exit::Ok, reason: Reason::Withdrawn, images: ImagesSeen(0), newest: None },
+    };
+    let advice = origin.filter(|origin| origin.resume.is_some()).map(resume_command);
+    display.show(&News::Ended { outcome, last_lines: Vec::new(), advice });
+    Exit::Ok
+}
+
+fn outcome(origin: &Origin, reason: Reason) -> Outcome {
+    let images = resume_images(origin).unwrap_or_default();
+    Outcome { exit: Exit::Ok, reason, images, newest: origin.resume.clone() }
+}
+
+fn resume_images(origin: &Origin) -> Option<ImagesSeen> {
+    origin.resume.as_ref().map(|stored| stored.images)
+}
+
+fn resume_command(origin: &Origin) -> String {
+    format!("coordinator resume {}", origin.run.url())
+}
+
+fn to_json(config: &common::config::resolved::RunConfig) -> Result<String, Failure> {
+    serde_json::to_string(config).map_err(|error| Failure::new(Exit::Internal, format!("the configuration: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_worker_gets_its_own_name_and_gpu_and_no_secret_in_its_arguments() {
+        let token = Token::from_text("secret");
+        let address = "127.0.0.1:4000".parse().unwrap();
+        let recipes = recipes(Path::new("/bin/worker"), address, &token, 3, &[4, 6], "ab12");
+        let variable = |recipe: &Recipe, name: &str| {
+            recipe.environment.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone()).unwrap()
+        };
+        let gpus: Vec<_> = recipes.iter().map(|recipe| variable(recipe, "CUDA_VISIBLE_DEVICES")).collect();
+        assert_eq!(gpus, ["4", "6", "4"]);
+        for (rank, recipe) in recipes.iter().enumerate() {
+            assert_eq!(recipe.arguments, ["join", "127.0.0.1:4000"]);
+            assert_eq!(variable(recipe, "GANFLEET_RANK_HINT"), rank.to_string());
+            assert_eq!(variable(recipe, "GANFLEET_WORKER_ID"), format!("w{rank}-ab12"));
+            assert_eq!(variable(recipe, "GANFLEET_TOKEN"), "secret");
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! The coordinator: command line and control plane of a training run.
+//!
+//! The shell around `coordinator_core`: sockets, processes, files and the terminal are here, decisions are there. This crate
+//! must never know a tensor; it starts in milliseconds.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`cli`] | what can be asked |
+//! | [`launch`](mod@launch) | `launch`, `resume`: everything from a command line to the end of a run |
+//! | [`origin`] | where a run begins: anew or from a checkpoint, with which configuration |
+//! | [`prepare`](mod@prepare) | the data set, made ready by a child |
+//! | [`driver`] | the loop: one input, one step of the core, its actions performed |
+//! | [`server`], [`admission`] | the gRPC server, and who may speak to it |
+//! | [`supervisor`], [`lines`] | worker processes, and what they write |
+//! | [`records`] | `metrics.jsonl` and `log.txt` |
+//! | [`view`], [`render`], [`display`] | what is shown: as data, as text, on which screen |
+//! | [`state`], [`operate`](mod@operate) | finding and asking the coordinator of a run on this machine |
+//! | [`config_cli`] | `config`: experiment files |
+
+pub mod admission;
+pub mod cli;
+pub mod config_cli;
+pub mod display;
+pub mod driver;
+pub mod failure;
+pub mod launch;
+pub mod lines;
+pub mod machine;
+pub mod operate;
+pub mod origin;
+pub mod prepare;
+pub mod records;
+pub mod render;
+pub mod sample;
+pub mod server;
+pub mod signals;
+pub mod state;
+pub mod supervisor;
+pub mod view;

@@ -1,0 +1,94 @@
+//! What this machine offers: its GPUs, its cores, and the worker binary beside this one.
+
+use crate::failure::Failure;
+use common::exit::Exit;
+use std::path::{Path, PathBuf};
+
+/// Environment variable that names the worker binary.
+pub const WORKER: &str = "GANFLEET_WORKER";
+
+/// Indices of the NVIDIA GPUs that this process may use.
+#[must_use]
+pub fn gpus() -> Vec<u32> {
+    let names: Vec<String> = std::fs::read_dir("/dev")
+        .map(|entries| entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect())
+        .unwrap_or_default();
+    usable(&names, std::env::var("CUDA_VISIBLE_DEVICES").ok().as_deref())
+}
+
+/// GPUs among the names of devices, narrowed to those that `visible` lists, as CUDA itself would narrow them: the list
+/// ends at the first entry that is not an index of a GPU.
+fn usable(devices: &[String], visible: Option<&str>) -> Vec<u32> {
+    let number = |name: &String| name.strip_prefix("nvidia").and_then(|number| number.parse().ok());
+    let mut present: Vec<u32> = devices.iter().filter_map(number).collect();
+    present.sort_unstable();
+    match visible {
+        None => present,
+        Some(list) => {
+            list.split(',').map_while(|entry| entry.trim().parse().ok().filter(|gpu| present.contains(gpu))).collect()
+        }
+    }
+}
+
+/// Cores that this process may use.
+#[must_use]
+pub fn cores() -> u32 {
+    std::thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(u32::MAX))
+}
+
+/// Workers to start: as asked for, else one for each GPU, else one for each core.
+#[must_use]
+pub fn workers(asked: Option<u32>, configured: u32, gpus: u32, cores: u32) -> u32 {
+    match (asked, configured, gpus) {
+        (Some(workers), ..) => workers,
+        (None, workers @ 1.., _) => workers,
+        (None, 0, gpus @ 1..) => gpus,
+        (None, 0, 0) => cores.max(1),
+    }
+}
+
+/// The worker binary: where the environment says, else beside this binary.
+///
+/// # Errors
+/// There is none.
+pub fn worker_binary() -> Result<PathBuf, Failure> {
+    let here = std::env::current_exe().ok();
+    let beside = here.as_deref().and_then(Path::parent).map(|folder| folder.join("worker"));
+    let path = match (std::env::var_os(WORKER), beside) {
+        (Some(path), _) => PathBuf::from(path),
+        (None, Some(path)) => path,
+        (None, None) => PathBuf::from("worker"),
+    };
+    if path.is_file() {
+        return Ok(path);
+    }
+    let message = format!(
+        "there is no worker binary at {}. Build it (cargo build --release) or name it in {WORKER}",
+        path.display()
+    );
+    Err(Failure::new(Exit::Config, message))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_numbered_devices_are_gpus_and_the_environment_narrows_them() {
+        let devices = ["nvidia1", "nvidia0", "nvidiactl", "nvidia-uvm", "null", "nvidia10"].map(str::to_owned);
+        assert_eq!(usable(&devices, None), [0, 1, 10]);
+        assert_eq!(usable(&devices, Some("10, 0")), [10, 0]);
+        assert_eq!(usable(&devices, Some("1,7,0")), [1]);
+        assert_eq!(usable(&devices, Some("")), [] as [u32; 0]);
+        assert_eq!(usable(&[], Some("0")), [] as [u32; 0]);
+    }
+
+    #[test]
+    fn the_number_of_workers() {
+        assert_eq!(workers(Some(3), 2, 8, 4), 3);
+        assert_eq!(workers(None, 2, 8, 4), 2);
+        assert_eq!(workers(None, 0, 8, 4), 8);
+        assert_eq!(workers(None, 0, 0, 4), 4);
+        assert_eq!(workers(None, 0, 0, 0), 1);
+    }
+}

@@ -1,0 +1,37 @@
+//! `status`, `stop` and `checkpoint`: one question to the coordinator of a run on this machine.
+
+use crate::failure::Failure;
+use crate::state;
+use crate::view::Status;
+use common::exit::Exit;
+use rpc::control_client::ControlClient;
+use rpc::operate_request::Command;
+use std::time::Duration;
+use tokio::time::timeout;
+use tonic::transport::Endpoint;
+
+/// Time for an answer.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Asks the coordinator of `run` and returns the status after it obeyed.
+///
+/// # Errors
+/// There is no coordinator, or it does not answer.
+pub async fn operate(run: &str, command: Command) -> Result<Status, Failure> {
+    let (control, token) = state::find(&state::home()?, run)?;
+    let broken = |what: String| {
+        let message = format!("the coordinator of `{run}` (process {}) at {}: {what}", control.pid, control.address);
+        Failure::new(Exit::Network, message)
+    };
+    let asked = async {
+        let endpoint = Endpoint::from_shared(format!("http://{}", control.address)).map_err(|e| e.to_string())?;
+        let mut client = ControlClient::new(endpoint.connect().await.map_err(|error| error.to_string())?);
+        let request = rpc::OperateRequest { token: token.expose().to_owned(), command: Some(command) };
+        let reply = client.operate(request).await.map_err(|status| status.message().to_owned())?;
+        serde_json::from_str(&reply.into_inner().status).map_err(|error| format!("its answer cannot be read: {error}"))
+    };
+    match timeout(DEADLINE, asked).await {
+        Ok(answer) => answer.map_err(broken),
+        Err(_) => Err(broken(format!("no answer within {} s", DEADLINE.as_secs()))),
+    }
+}

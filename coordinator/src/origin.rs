@@ -1,0 +1,289 @@
+//! Where a run begins: anew, or from one of its checkpoints, and with which configuration.
+//!
+//! A run's configuration is the one in its checkpoint. `--set` and the environment change it where that is safe, and are
+//! named where they change the training; the experiment file of a run that exists is only compared.
+
+use crate::config_cli::{self, Experiment, ExperimentArgs};
+use crate::failure::Failure;
+use common::checkpoint::{Dataset, Manifest, ManifestKey};
+use common::config::resolved::{RunConfig, S3};
+use common::config::{self, Base, Change, Effect, Layers};
+use common::exit::Exit;
+use common::ids::{Generation, ImagesSeen};
+use coordinator_core::Stored;
+use std::path::PathBuf;
+use std::str::FromStr;
+use storage::{Run, RunUrl, Store};
+
+/// What `--resume` says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Resume {
+    /// From the newest good checkpoint of the run, or from the beginning where it has none.
+    Auto,
+    /// From the beginning, even if the run has checkpoints.
+    Never,
+    /// From this run or checkpoint.
+    Url(String),
+}
+
+impl FromStr for Resume {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(match text {
+            "auto" => Self::Auto,
+            "never" => Self::Never,
+            url => Self::Url(url.to_owned()),
+        })
+    }
+}
+
+/// A run that can begin.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// Its configuration.
+    pub config: RunConfig,
+    /// The same as an experiment file, with where each value came from.
+    pub config_toml: String,
+    /// Where it is stored.
+    pub run: Run,
+    /// The checkpoint it starts from.
+    pub resume: Option<Stored>,
+    /// The images that the checkpoint was trained on.
+    pub dataset: Option<Dataset>,
+    /// The last generation of its earlier parts.
+    pub generation: Generation,
+    /// What the operator should know.
+    pub notes: Vec<String>,
+}
+
+/// What the command line changes about a run.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    /// `--set`, in order.
+    pub set: Vec<String>,
+    /// `--workers`.
+    pub workers: Option<u32>,
+}
+
+/// The beginning of `launch`.
+///
+/// # Errors
+/// The experiment is wrong, the store cannot be used, or the run exists and `resume` does not say what to do with it.
+pub async fn of_experiment(file: PathBuf, overrides: &Overrides, resume: Option<&Resume>) -> Result<Origin, Failure> {
+    let experiment = load(file, overrides)?;
+    let config = &experiment.resolved.config;
+    let store = Store::open(&config.checkpoint.url, &config.checkpoint.s3)?;
+    let run = store.run(&config.name)?;
+    match resume {
+        Some(Resume::Url(url)) => {
+            let url = storage::resolve_run_url(url)?;
+            let there = Store::open_existing(&url.root, &config.checkpoint.s3)?.run(&url.run)?;
+            if there.url() != run.url() {
+                let message = format!(
+                    "{} is another run than {}, which the experiment describes. Go on with it where it is: coordinator \
+                     resume {}",
+                    there.url(),
+                    run.url(),
+                    there.url()
+                );
+                return Err(Failure::new(Exit::Config, message));
+            }
+            resumed(there, url.key, overrides, Some(config)).await
+        }
+        Some(Resume::Auto) if !run.manifests().await?.is_empty() => resumed(run, None, overrides, Some(config)).await,
+        None if !run.manifests().await?.is_empty() => {
+            let url = run.url();
+            let message = format!(
+                "the run {url} has checkpoints already. Go on with it: coordinator resume {url}; or give the new run \
+                 another name; or begin it again beside the old checkpoints: --resume never"
+            );
+            Err(Failure::new(Exit::Config, message))
+        }
+        Some(Resume::Auto | Resume::Never) | None => {
+            let notes = usable(&run).await?;
+            let generation = last_generation(&run).await?;
+            let (config_toml, config) = (experiment.resolved.to_toml(), experiment.resolved.config);
+            Ok(Origin { config, config_toml, run, resume: None, dataset: None, generation, notes })
+        }
+    }
+}
+
+/// The beginning of `resume`.
+///
+/// # Errors
+/// The URL names no run with a checkpoint that can be restored, or a change is not allowed.
+pub async fn of_checkpoint(url: &str, overrides: &Overrides) -> Result<Origin, Failure> {
+    let RunUrl { root, run, key } = storage::resolve_run_url(url)?;
+    let run = Store::open_existing(&root, &s3(&overrides.set)?)?.run(&run)?;
+    resumed(run, key, overrides, None).await
+}
+
+/// The experiment with the number of workers of this machine, where nothing else says how many.
+fn load(file: PathBuf, overrides: &Overrides) -> Result<Experiment, Failure> {
+    let mut set = overrides.set.clone();
+    set.extend(overrides.workers.map(|workers| format!("cluster.workers={workers}")));
+    let args = |workers| ExperimentArgs { file: file.clone(), set: set.clone(), workers };
+    let experiment = config_cli::load(&args(None))?;
+    if experiment.resolved.config.cluster.workers > 0 {
+        return Ok(experiment);
+    }
+    Ok(config_cli::load(&args(Some(workers(overrides, &experiment.resolved.config))))?)
+}
+
+/// How many workers to start on this machine.
+#[must_use]
+pub fn workers(overrides: &Overrides, config: &RunConfig) -> u32 {
+    let gpus = u32::try_from(crate::machine::gpus().len()).unwrap_or(u32::MAX);
+    crate::machine::workers(overrides.workers, config.cluster.workers, gpus, crate::machine::cores())
+}
+
+/// How to reach an S3 store before the run's own configuration is known: from the environment and `--set`.
+fn s3(set: &[String]) -> Result<S3, Failure> {
+    // the least that makes an experiment; none of it is used
+    let text = "name = \"unknown\"\n[data]\nsource = \"unknown\"\n";
+    let wanted = |key: &str| key.starts_with("checkpoint.s3.");
+    let env: Vec<_> = config_cli::environment()?
+        .into_iter()
+        .filter(|(name, _)| name.to_lowercase().starts_with("ganfleet__checkpoint__s3__"))
+        .collect();
+    let set: Vec<_> = set.iter().filter(|text| wanted(text.trim_start())).cloned().collect();
+    let working_dir = working_dir()?;
+    let base = Base::File { path: "", text, folder: &working_dir };
+    let resolved = config::resolve(&Layers { base, env: &env, set: &set, working_dir: &working_dir }, 1);
+    Ok(resolved.map_err(|error| Failure::new(Exit::Config, error))?.config.checkpoint.s3)
+}
+
+fn working_dir() -> Result<PathBuf, Failure> {
+    let lost = |error| Failure::new(Exit::Config, format!("the working directory cannot be found: {error}"));
+    std::env::current_dir().map_err(lost)
+}
+
+async fn resumed(
+    run: Run,
+    key: Option<ManifestKey>,
+    overrides: &Overrides,
+    file: Option<&RunConfig>,
+) -> Result<Origin, Failure> {
+    let (manifest, mut notes) = match key {
+        Some(key) => (run.load(key).await?, Vec::new()),
+        None => newest(&run).await?,
+    };
+    let mut set = overrides.set.clone();
+    set.extend(overrides.workers.map(|workers| format!("cluster.workers={workers}")));
+    // a run goes on where it was found, even if it was moved there
+    set.push(format!("checkpoint.url={}", toml_text(run.store().url())));
+    let (env, working_dir) = (config_cli::environment()?, working_dir()?);
+    let layers = Layers { base: Base::Run(&manifest.config), env: &env, set: &set, working_dir: &working_dir };
+    let resolved = config::resolve(&layers, manifest.world).map_err(|error| Failure::new(Exit::Config, error))?;
+    notes.extend(judge(&config::diff(&manifest.config, &resolved.config))?);
+    if let Some(file) = file {
+        notes.extend(differences(&resolved.config, file));
+    }
+    notes.extend(usable(&run).await?);
+    let generation = last_generation(&run).await?;
+    let key = manifest.key();
+    let resume = Some(Stored { images: key.images, manifest: key.to_string() });
+    let (config_toml, config) = (resolved.to_toml(), resolved.config);
+    Ok(Origin { config, config_toml, run, resume, dataset: Some(manifest.dataset), generation, notes })
+}
+
+/// A text as TOML writes it: JSON's escapes are TOML's too.
+fn toml_text(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+async fn newest(run: &Run) -> Result<(Manifest, Vec<String>), Failure> {
+    let found = run.newest_good(false).await?;
+    let skipped: Vec<String> =
+        found.skipped.iter().map(|skipped| format!("{} is passed over: {}", skipped.key, skipped.why)).collect();
+    match found.manifest {
+        Some(manifest) => Ok((manifest, skipped)),
+        None if skipped.is_empty() => {
+            Err(Failure::new(Exit::Storage, format!("the run {} has no checkpoint yet: launch it", run.url())))
+        }
+        None => {
+            let all = skipped.join("\n  ");
+            Err(Failure::new(Exit::Storage, format!("no checkpoint of {} can be restored:\n  {all}", run.url())))
+        }
+    }
+}
+
+/// Changes that matter, for the operator.
+fn judge(changes: &[Change]) -> Result<Vec<String>, Failure> {
+    let refused: Vec<String> =
+        changes.iter().filter(|change| matches!(change.effect, Effect::Refused(_))).map(ToString::to_string).collect();
+    if !refused.is_empty() {
+        return Err(Failure::new(Exit::Config, format!("not for a run that exists: {}", refused.join("; "))));
+    }
+    let named = |change: &&Change| change.effect == Effect::ChangesDynamics;
+    Ok(changes.iter().filter(named).map(|change| format!("from here on: {change}")).collect())
+}
+
+/// What the experiment file says otherwise than the run, and that the run is right.
+fn differences(run: &RunConfig, file: &RunConfig) -> Vec<String> {
+    let aside = ["checkpoint.url", "cluster.workers"];
+    let changes = config::diff(run, file).into_iter().filter(|change| !aside.contains(&change.key.as_str()));
+    let list: Vec<String> = changes
+        .map(|change| {
+            let text = |value: Option<String>| value.unwrap_or_else(|| "unset".into());
+            format!("{} = {} (experiment file: {})", change.key, text(change.old), text(change.new))
+        })
+        .collect();
+    if list.is_empty() {
+        return Vec::new();
+    }
+    vec![format!(
+        "the run goes on with the configuration in its checkpoint; use --set to change it: {}",
+        list.join("; ")
+    )]
+}
+
+/// Refuses a store that cannot keep checkpoints, before anything is spent; says what it does not honour.
+async fn usable(run: &Run) -> Result<Vec<String>, Failure> {
+    let findings = run.probe().await?;
+    if !findings.usable() {
+        return Err(Failure::new(Exit::Storage, format!("{} cannot keep checkpoints: it {findings}", run.url())));
+    }
+    Ok(if findings.create_only_honoured { Vec::new() } else { vec![format!("the store {findings}")] })
+}
+
+async fn last_generation(run: &Run) -> Result<Generation, Failure> {
+    Ok(Generation(run.next_generation().await?.0 - 1))
+}
+
+/// Whether nothing is left to train.
+#[must_use]
+pub fn is_complete(origin: &Origin) -> bool {
+    let total = ImagesSeen(origin.config.train.total_images());
+    origin.resume.as_ref().is_some_and(|stored| stored.images >= total)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn change(key: &str, effect: Effect) -> Change {
+        Change { key: key.into(), old: Some("1".into()), new: Some("2".into()), effect }
+    }
+
+    #[test]
+    fn changes_are_refused_named_or_let_through() {
+        let safe = change("train.total_kimg", Effect::Safe);
+        let dynamics = change("train.optimizer.beta1", Effect::ChangesDynamics);
+        assert_eq!(judge(std::slice::from_ref(&safe)).unwrap(), [] as [&str; 0]);
+        let notes = judge(&[safe, dynamics]).unwrap();
+        assert_eq!(notes, ["from here on: train.optimizer.beta1: 1 -> 2 (changes the training)"]);
+        let failure = judge(&[change("seed", Effect::Refused("no"))]).unwrap_err();
+        assert_eq!(failure.exit, Exit::Config);
+        assert!(failure.message.contains("seed: 1 -> 2"), "{}", failure.message);
+    }
+
+    #[test]
+    fn resume_is_auto_never_or_a_url() {
+        let parse = |text: &str| text.parse::<Resume>().unwrap();
+        assert_eq!(parse("auto"), Resume::Auto);
+        assert_eq!(parse("never"), Resume::Never);
+        assert_eq!(parse("s3://b/r"), Resume::Url("s3://b/r".into()));
+    }
+}

@@ -1,0 +1,219 @@
+//! What a run leaves beside its checkpoints: `metrics.jsonl` and `log.txt`.
+//!
+//! Object stores cannot append, so both grow in the run's local folder and are put into its storage root now and then, and
+//! at the end. A store that is away delays that, and never training.
+
+use crate::failure::Failure;
+use bytes::Bytes;
+use common::ids::ImagesSeen;
+use common::metrics::Event;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use storage::{Content, Run, StorageError};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout};
+
+const METRICS: &str = "metrics.jsonl";
+const LOG: &str = "log.txt";
+/// Largest file of an earlier part of the run that is taken over.
+const EARLIER_BYTES_MAX: u64 = 256 << 20;
+/// Least time between two copies into the store; a second more for each MB, so that big files do not keep a link busy.
+const PAUSE: Duration = Duration::from_secs(10);
+/// Time for the last copy.
+const LAST_COPY: Duration = Duration::from_secs(60);
+
+/// The growing files of a run.
+#[derive(Debug)]
+pub struct Records {
+    metrics: BufWriter<File>,
+    log: BufWriter<File>,
+    /// Whether a write failed already: it is told once.
+    failed: bool,
+    wake: mpsc::Sender<()>,
+    copier: JoinHandle<()>,
+}
+
+impl Records {
+    /// Begins the records of a run, with those of its earlier parts up to `resume`; what was recorded after that point will
+    /// be trained, and recorded, again. `None` begins anew.
+    ///
+    /// # Errors
+    /// The store cannot be read, or the local folder not written.
+    pub async fn open(folder: &Path, run: Run, resume: Option<ImagesSeen>) -> Result<Self, Failure> {
+        let (mut metrics, mut log) = (String::new(), Bytes::new());
+        if let Some(resume) = resume {
+            metrics = kept(&String::from_utf8_lossy(&earlier(&run, METRICS).await?), resume);
+            log = earlier(&run, LOG).await?;
+        }
+        let create = |name: &str, earlier: &[u8]| {
+            let path = folder.join(name);
+            let begin = || -> std::io::Result<BufWriter<File>> {
+                let mut file = BufWriter::new(File::create(&path)?);
+                file.write_all(earlier)?;
+                file.flush()?;
+                Ok(file)
+            };
+            begin().map_err(|error| Failure::new(common::exit::Exit::Config, format!("{}: {error}", path.display())))
+        };
+        let (metrics, log) = (create(METRICS, metrics.as_bytes())?, create(LOG, &log)?);
+        let (wake, wakes) = mpsc::channel(1);
+        let copier = tokio::spawn(copy_now_and_then(folder.to_owned(), run, wakes));
+        Ok(Self { metrics, log, failed: false, wake, copier })
+    }
+
+    /// Appends an event, and has the files copied soon.
+    pub fn metric(&mut self, event: &Event) {
+        let written = serde_json::to_string(event)
+            .map_err(std::io::Error::other)
+            .and_then(|line| writeln!(self.metrics, "{line}").and_then(|()| self.metrics.flush()));
+        self.told_once(METRICS, written);
+        // a wake that waits already will do
+        let _ = self.wake.try_send(());
+    }
+
+    /// Appends a line of `source` to the log.
+    pub fn log(&mut self, source: impl std::fmt::Display, line: &str) {
+        let written = writeln!(self.log, "[{source}] {line}").and_then(|()| self.log.flush());
+        self.told_once(LOG, written);
+    }
+
+    fn told_once(&mut self, name: &str, written: std::io::Result<()>) {
+        if let Err(error) = written
+            && !std::mem::replace(&mut self.failed, true)
+        {
+            tracing::error!("{name} cannot be written any more: {error}");
+        }
+    }
+
+    /// Copies the files a last time.
+    pub async fn finish(mut self) {
+        let written = self.metrics.flush().and_then(|()| self.log.flush());
+        self.told_once("the last of the records", written);
+        drop(self.wake);
+        if timeout(LAST_COPY, self.copier).await.is_err() {
+            tracing::error!("the store did not take {METRICS} and {LOG} in time; they are in the local state folder");
+        }
+    }
+}
+
+async fn earlier(run: &Run, name: &str) -> Result<Bytes, Failure> {
+    match run.get_file(name, EARLIER_BYTES_MAX).await {
+        Ok(bytes) => Ok(bytes),
+        Err(StorageError::NotFound { .. }) => Ok(Bytes::new()),
+        Err(StorageError::TooLarge { bytes, .. }) => {
+            tracing::warn!("{name} of the earlier part of this run has {bytes} bytes and is not continued");
+            Ok(Bytes::new())
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The lines of events up to `resume`, without any that cannot be read: a copy may have been cut short.
+fn kept(text: &str, resume: ImagesSeen) -> String {
+    let images = |line: &str| match serde_json::from_str(line) {
+        Ok(Event::Tick(tick)) => Some(tick.images),
+        Ok(Event::Quality(quality)) => Some(quality.images),
+        Err(_) => None,
+    };
+    text.lines().filter(|line| images(line).is_some_and(|images| images <= resume.0)).fold(
+        String::new(),
+        |mut kept, line| {
+            kept.push_str(line);
+            kept.push('\n');
+            kept
+        },
+    )
+}
+
+async fn copy_now_and_then(folder: PathBuf, run: Run, mut wakes: mpsc::Receiver<()>) {
+    let mut next = Instant::now();
+    let mut open = true;
+    while open {
+        open = wakes.recv().await.is_some();
+        while open && Instant::now() < next {
+            tokio::select! {
+                () = sleep(next - Instant::now()) => {}
+                more = wakes.recv() => open = more.is_some(),
+            }
+        }
+        let bytes = copy(&folder, &run).await;
+        next = Instant::now() + PAUSE + Duration::from_secs(bytes / 1_000_000);
+    }
+}
+
+async fn copy(folder: &Path, run: &Run) -> u64 {
+    let mut total = 0;
+    for (name, content) in [(METRICS, Content::JsonLines), (LOG, Content::Text)] {
+        let path = folder.join(name);
+        let copied = match tokio::fs::read(&path).await {
+            Ok(bytes) => {
+                total += bytes.len() as u64;
+                run.put_file(name, bytes.into(), content).await.map_err(|error| error.to_string())
+            }
+            Err(error) => Err(format!("{}: {error}", path.display())),
+        };
+        if let Err(error) = copied {
+            tracing::warn!("{name} could not be copied into the store and will be tried again: {error}");
+        }
+    }
+    total
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use common::config::resolved::S3;
+    use common::metrics::{Quality, Tick};
+
+    fn tick(images: u64) -> Event {
+        Event::Tick(Tick { images, ..Tick::default() })
+    }
+
+    fn run(name: &str) -> Run {
+        storage::Store::open(&format!("memory://{name}"), &S3::default()).unwrap().run("toy").unwrap()
+    }
+
+    async fn stored(run: &Run, name: &str) -> String {
+        String::from_utf8(run.get_file(name, 1 << 20).await.unwrap().to_vec()).unwrap()
+    }
+
+    #[test]
+    fn events_after_the_resume_point_and_torn_lines_are_dropped() {
+        let lines = [tick(10), tick(20), tick(30)].map(|event| serde_json::to_string(&event).unwrap());
+        let quality = Quality { images: 20, metric: "swd".into(), ..Quality::default() };
+        let quality = serde_json::to_string(&Event::Quality(quality)).unwrap();
+        let text = format!("{}\n{}\n{quality}\n{}\n{{\"kind\":\"ti", lines[0], lines[1], lines[2]);
+        assert_eq!(kept(&text, ImagesSeen(20)), format!("{}\n{}\n{quality}\n", lines[0], lines[1]));
+        assert_eq!(kept(&text, ImagesSeen(0)), "");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_resumed_run_continues_its_records_in_the_store() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = run("records");
+        let mut first = Records::open(folder.path(), run.clone(), None).await.unwrap();
+        first.log("c", "begun");
+        first.metric(&tick(10));
+        first.metric(&tick(20));
+        first.finish().await;
+        assert_eq!(stored(&run, METRICS).await.lines().count(), 2);
+
+        let mut second = Records::open(folder.path(), run.clone(), Some(ImagesSeen(10))).await.unwrap();
+        second.log(0, "resumed");
+        second.metric(&tick(20));
+        second.finish().await;
+        let metrics = stored(&run, METRICS).await;
+        let images: Vec<u64> = metrics
+            .lines()
+            .map(|line| match serde_json::from_str(line).unwrap() {
+                Event::Tick(tick) => tick.images,
+                Event::Quality(_) => panic!("no quality was recorded"),
+            })
+            .collect();
+        assert_eq!(images, [10, 20]);
+        assert_eq!(stored(&run, LOG).await, "[c] begun\n[0] resumed\n");
+    }
+}

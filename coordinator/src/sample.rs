@@ -1,0 +1,18 @@
+//! `sample`: images from a checkpoint. The worker makes them; this process becomes it.
+
+use crate::failure::Failure;
+use crate::machine;
+use common::exit::Exit;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+
+/// Turns this process into `worker sample`, which keeps its terminal, its signals and its exit code.
+///
+/// # Errors
+/// There is no worker binary, or it cannot be started. Does not return otherwise.
+pub fn sample(url: &str, seeds: &str, out: &Path) -> Result<std::convert::Infallible, Failure> {
+    let worker = machine::worker_binary()?;
+    let error = Command::new(&worker).args(["sample", url, "--seeds", seeds, "--out"]).arg(out).exec();
+    Err(Failure::new(Exit::Internal, format!("cannot start {}: {error}", worker.display())))
+}

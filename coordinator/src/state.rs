@@ -1,0 +1,209 @@
+//! The local folder of a run that is at work: where its coordinator listens, the token, and what it has written so far.
+//!
+//! One coordinator at a time holds the folder's lock; the operating system releases it however the holder dies, so a
+//! folder that nobody locks is stale, whatever its files say. Everything in it is readable by its owner only.
+
+use crate::admission::Token;
+use crate::failure::Failure;
+use common::exit::Exit;
+use serde::{Deserialize, Serialize};
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+const CONTROL: &str = "control.json";
+const TOKEN: &str = "token";
+const LOCK: &str = "lock";
+/// Largest control or token file.
+const SMALL_BYTES_MAX: u64 = 64 << 10;
+
+/// Where the coordinator of a run listens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Control {
+    /// `ip:port`.
+    pub address: String,
+    /// Its process.
+    pub pid: u32,
+    /// Seconds since 1970-01-01 UTC.
+    pub started: u64,
+    /// The run's URL.
+    pub url: String,
+}
+
+/// The folder of all runs: `$XDG_STATE_HOME/ganfleet`, else `~/.local/state/ganfleet`.
+///
+/// # Errors
+/// There is neither variable.
+pub fn home() -> Result<PathBuf, Failure> {
+    let absolute = |path: PathBuf| path.is_absolute().then_some(path);
+    let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from).and_then(absolute);
+    let home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".local/state")).and_then(absolute);
+    let none = || Failure::new(Exit::Config, "neither XDG_STATE_HOME nor HOME names a folder for the state of runs");
+    Ok(state.or_else(home).ok_or_else(none)?.join("ganfleet"))
+}
+
+/// The folder of a run, locked by this process.
+#[derive(Debug)]
+pub struct Held {
+    folder: PathBuf,
+    _lock: File,
+}
+
+impl Held {
+    /// Takes the folder of `run` below `home`.
+    ///
+    /// # Errors
+    /// Another coordinator holds it, or it cannot be made.
+    pub fn take(home: &Path, run: &str) -> Result<Self, Failure> {
+        let folder = home.join(run);
+        let broken = |what: &Path, error: std::io::Error| {
+            Failure::new(Exit::Config, format!("the state of the run cannot be kept: {}: {error}", what.display()))
+        };
+        let mut builder = std::fs::DirBuilder::new();
+        builder.recursive(true).mode(0o700).create(&folder).map_err(|error| broken(&folder, error))?;
+        let path = folder.join(LOCK);
+        let lock = private().open(&path).map_err(|error| broken(&path, error))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self { folder, _lock: lock }),
+            Err(TryLockError::WouldBlock) => {
+                let who = read_control(&folder).map_or(String::new(), |control| format!(" (process {})", control.pid));
+                let message = format!(
+                    "another coordinator{who} is at work on a run called `{run}`. Look at it with `coordinator status \
+                     {run}`, end it with `coordinator stop {run}`, or give this run another name"
+                );
+                Err(Failure::new(Exit::Config, message))
+            }
+            Err(TryLockError::Error(error)) => Err(broken(&path, error)),
+        }
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Tells operators of this machine where the coordinator listens.
+    ///
+    /// # Errors
+    /// The files cannot be written.
+    pub fn announce(&self, address: &str, url: &str, token: &Token) -> Result<(), Failure> {
+        let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let control = Control { address: address.to_owned(), pid: std::process::id(), started, url: url.to_owned() };
+        let text = serde_json::to_string_pretty(&control)
+            .map_err(|error| Failure::new(Exit::Internal, format!("the address cannot be written down: {error}")))?;
+        for (name, text) in [(TOKEN, token.expose()), (CONTROL, &text)] {
+            let path = self.folder.join(name);
+            let written = write_private(&path, text.as_bytes());
+            written.map_err(|error| Failure::new(Exit::Config, format!("{}: {error}", path.display())))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // stale files do no harm: the lock tells
+        for name in [CONTROL, TOKEN] {
+            let _ = std::fs::remove_file(self.folder.join(name));
+        }
+    }
+}
+
+/// How to reach the coordinator of `run` on this machine.
+///
+/// # Errors
+/// There is none at work; a folder that a dead one left is recognised.
+pub fn find(home: &Path, run: &str) -> Result<(Control, Token), Failure> {
+    let folder = home.join(run);
+    let none = |detail: &str| {
+        let message = format!("no coordinator on this machine is at work on a run called `{run}`{detail}");
+        Failure::new(Exit::Network, message)
+    };
+    if !common::checkpoint::is_run_name(run) {
+        return Err(Failure::new(Exit::Usage, format!("`{run}` is not the name of a run: [a-z0-9._-], at most 64")));
+    }
+    let Ok(lock) = OpenOptions::new().read(true).write(true).open(folder.join(LOCK)) else { return Err(none("")) };
+    let control = read_control(&folder);
+    if lock.try_lock().is_ok() {
+        let gone = |control: Control| format!("; its last one, process {}, has ended without a farewell", control.pid);
+        return Err(none(&control.map(gone).unwrap_or_default()));
+    }
+    let token = read_small(&folder.join(TOKEN)).map(|text| Token::from_text(&text));
+    control.zip(token).ok_or_else(|| none(" yet: one is starting or ending; try again"))
+}
+
+fn read_control(folder: &Path) -> Option<Control> {
+    serde_json::from_str(&read_small(&folder.join(CONTROL))?).ok()
+}
+
+fn read_small(path: &Path) -> Option<String> {
+    let mut text = String::new();
+    File::open(path).ok()?.take(SMALL_BYTES_MAX).read_to_string(&mut text).ok()?;
+    Some(text)
+}
+
+fn private() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    options
+}
+
+/// Writes a file that only its owner can read, whole or not at all.
+fn write_private(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let part = path.with_extension("part");
+    // a leftover might have other permissions
+    let _ = std::fs::remove_file(&part);
+    private().truncate(true).open(&part)?.write_all(bytes)?;
+    std::fs::rename(part, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_run_is_found_while_its_coordinator_holds_it_and_not_after() {
+        let home = tempfile::tempdir().unwrap();
+        let find = |run: &str| find(home.path(), run);
+        assert!(find("toy").unwrap_err().message.contains("no coordinator"));
+        let held = Held::take(home.path(), "toy").unwrap();
+        assert!(find("toy").unwrap_err().message.contains("starting"));
+        let token = Token::from_text("secret");
+        held.announce("127.0.0.1:4000", "file:///runs/toy", &token).unwrap();
+        let (control, found) = find("toy").unwrap();
+        assert_eq!((control.address.as_str(), control.pid), ("127.0.0.1:4000", std::process::id()));
+        assert!(found.matches("secret"));
+        let mode = |name| std::fs::metadata(held.folder().join(name)).unwrap().permissions().mode() & 0o777;
+        assert_eq!([CONTROL, TOKEN, LOCK].map(mode), [0o600; 3]);
+        let second = Held::take(home.path(), "toy").unwrap_err();
+        assert!(second.message.contains(&format!("process {}", std::process::id())), "{}", second.message);
+        drop(held);
+        assert!(find("toy").is_err());
+        Held::take(home.path(), "toy").unwrap();
+    }
+
+    #[test]
+    fn a_folder_that_a_dead_coordinator_left_is_stale() {
+        let home = tempfile::tempdir().unwrap();
+        let held = Held::take(home.path(), "toy").unwrap();
+        held.announce("127.0.0.1:4000", "u", &Token::from_text("t")).unwrap();
+        let copy = std::fs::read(held.folder().join(CONTROL)).unwrap();
+        let folder = held.folder().to_owned();
+        drop(held);
+        std::fs::write(folder.join(CONTROL), copy).unwrap();
+        let failure = find(home.path(), "toy").unwrap_err();
+        assert!(failure.message.contains("ended without a farewell"), "{}", failure.message);
+    }
+
+    #[test]
+    fn names_do_not_lead_out_of_the_folder() {
+        let home = tempfile::tempdir().unwrap();
+        for run in ["../x", "", "a/b", ".."] {
+            assert_eq!(find(home.path(), run).unwrap_err().exit, Exit::Usage, "{run}");
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! A worker behind a network that breaks: it comes back to its place, and nothing it reported is lost or counted twice.
+
+use agent::{Agent, JoinInfo, Stored};
+use common::config::resolved::S3;
+use common::exit::Exit;
+use common::ids::{Generation, ImagesSeen};
+use common::metrics::{Event, Tick};
+use coordinator::admission::Token;
+use coordinator::display::{Display, Style};
+use coordinator::driver::{Driver, Plan};
+use coordinator::records::Records;
+use coordinator::server;
+use coordinator::supervisor::Supervisor;
+use coordinator::view::Facts;
+use coordinator_core::{Outcome, Policy, Reason};
+use std::net::SocketAddr;
+use std::time::Duration;
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+const LONG: Duration = Duration::from_secs(60);
+const TICKS: u64 = 30;
+
+/// A network between the worker and the coordinator; each message on the channel breaks every connection.
+async fn relay(to: SocketAddr, mut breaks: mpsc::Receiver<()>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut connections = JoinSet::new();
+        loop {
+            tokio::select! {
+                Some(()) = breaks.recv() => connections.abort_all(),
+                accepted = listener.accept() => {
+                    let (mut from, _) = accepted.unwrap();
+                    connections.spawn(async move {
+                        let mut to = TcpStream::connect(to).await.unwrap();
+                        let _ = copy_bidirectional(&mut from, &mut to).await;
+                    });
+                }
+            }
+        }
+    });
+    address
+}
+
+fn config() -> String {
+    let text = "name = \"toy\"\n[data]\nsource = \"images\"\n[train]\ntotal_kimg = 3\n[cluster]\npatience = \"5s\"\n";
+    let folder = std::path::Path::new("/");
+    let base = common::config::Base::File { path: "toy.toml", text, folder };
+    let layers = common::config::Layers { base, env: &[], set: &[], working_dir: folder };
+    serde_json::to_string(&common::config::resolve(&layers, 1).unwrap().config).unwrap()
+}
+
+/// What the worker does, on a thread of its own.
+fn work(address: SocketAddr, breaks: &mpsc::Sender<()>) {
+    let info = JoinInfo { worker_id: "far".into(), ..JoinInfo::of_this_process("1.0.0", "127.0.0.1:1", "cpu") };
+    let (agent, assignment) = Agent::connect(&address.to_string(), "secret", info, LONG).unwrap();
+    assert_eq!(assignment.generation, Generation(5));
+    for number in 1..=TICKS {
+        let tick = Tick { images: number * 100, ..Tick::default() };
+        agent.tick(serde_json::to_string(&Event::Tick(tick)).unwrap());
+        if number % 6 == 0 {
+            breaks.blocking_send(()).unwrap();
+        }
+    }
+    let images = ImagesSeen(TICKS * 100);
+    agent.stored(Stored { images, manifest: "m".into(), bytes: 1, stall_seconds: 0.0, seconds: 0.0 });
+    agent.progress(agent::Progress { images, ..agent::Progress::default() });
+    agent.leave(Exit::Ok, "done");
+}
+
+async fn drive(records: &mut Records) -> Outcome {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (breaks, breaker) = mpsc::channel(1);
+    let address = relay(listener.local_addr().unwrap(), breaker).await;
+    let (inputs, receiver) = mpsc::channel(1024);
+    tokio::spawn(server::serve(listener, Token::from_text("secret"), "1.0.0", inputs));
+    let total = ImagesSeen(TICKS * 100);
+    let plan = Plan {
+        facts: Facts { run: "toy".into(), url: "memory://r/toy".into(), total_images: total.0 },
+        config: config(),
+        policy: Policy { workers: 1, total, startup: LONG, patience: LONG, stop: LONG },
+        beat: Duration::from_millis(250),
+        generation: Generation(4),
+        resume: None,
+        recipes: Vec::new(),
+        resume_with: String::new(),
+    };
+    let worker = std::thread::spawn(move || work(address, &breaks));
+    let (supervisor, children) = Supervisor::new();
+    let mut display = Display::new(Style::Plain);
+    let (_interrupt, mut signals) = mpsc::channel(1);
+    let driven = Driver::new(plan, supervisor, records, &mut display).run(receiver, children, &mut signals);
+    let outcome = timeout(LONG, driven).await.unwrap().unwrap();
+    worker.join().unwrap();
+    outcome
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_report_counts_once_over_a_network_that_breaks() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = storage::Store::open("memory://reconnect", &S3::default()).unwrap().run("toy").unwrap();
+    let mut records = Records::open(folder.path(), run.clone(), None).await.unwrap();
+    let outcome = drive(&mut records).await;
+    assert_eq!((outcome.exit, &outcome.reason), (Exit::Ok, &Reason::Complete { images: ImagesSeen(TICKS * 100) }));
+    assert_eq!(outcome.newest.unwrap().manifest, "m");
+    records.finish().await;
+    let metrics = run.get_file("metrics.jsonl", 1 << 20).await.unwrap();
+    let images: Vec<u64> = String::from_utf8(metrics.to_vec())
+        .unwrap()
+        .lines()
+        .map(|line| match serde_json::from_str(line).unwrap() {
+            Event::Tick(tick) => tick.images,
+            Event::Quality(_) => panic!("no quality was reported"),
+        })
+        .collect();
+    assert_eq!(images, (1..=TICKS).map(|number| number * 100).collect::<Vec<_>>());
+}

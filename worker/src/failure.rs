@@ -1,0 +1,93 @@
+//! How a worker can fail, each with its exit code: what the coordinator shows and a job script reads.
+
+use crate::checkpoint::FinishError;
+use crate::evaluate::EvaluateError;
+use crate::input::InputError;
+use crate::trainer::StepError;
+use common::exit::Exit;
+use common::ids::ImagesSeen;
+
+/// Why a worker ends early.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The session with the coordinator could not be had.
+    #[error(transparent)]
+    Agent(#[from] agent::AgentError),
+    /// Nobody answers at the coordinator's address.
+    #[error("no coordinator answers at {address}: {error}; is the run still alive, and is the address right?")]
+    Unreachable {
+        /// The address.
+        address: String,
+        /// The system's answer.
+        error: std::io::Error,
+    },
+    /// Standard input, the command line or the configuration make no sense.
+    #[error("{0}")]
+    Usage(String),
+    /// The training images cannot be used.
+    #[error(transparent)]
+    Data(#[from] data::DataError),
+    /// The store refuses.
+    #[error(transparent)]
+    Storage(#[from] storage::StorageError),
+    /// The checkpoint cannot be restored.
+    #[error(transparent)]
+    Restore(#[from] crate::checkpoint::RestoreError),
+    /// The ranks could not be connected, or one was lost.
+    #[error(transparent)]
+    Collective(#[from] collective::CollectiveError),
+    /// A step could not be taken.
+    #[error(transparent)]
+    Step(#[from] StepError),
+    /// Images could not be read.
+    #[error(transparent)]
+    Input(#[from] InputError),
+    /// A metric could not be computed.
+    #[error(transparent)]
+    Evaluate(#[from] EvaluateError),
+    /// The last state is not stored.
+    #[error(transparent)]
+    Finish(#[from] FinishError),
+    /// A tick without one update that could be applied.
+    #[error(
+        "every update of the last tick, up to {0}, was skipped because its gradient was not finite: the run has diverged. \
+         Resume an earlier checkpoint with a lower train.optimizer.learning_rate or another seed"
+    )]
+    Diverged(ImagesSeen),
+    /// The coordinator does not count this worker any more.
+    #[error("the coordinator ended this worker's session; its run goes on elsewhere or is over")]
+    Dismissed,
+    /// This machine or build cannot do what the run asks for.
+    #[error("{0}")]
+    Unsupported(String),
+    /// A file or the runtime failed.
+    #[error("cannot {doing}: {error}")]
+    Io {
+        /// What was attempted.
+        doing: String,
+        /// The system's answer.
+        error: std::io::Error,
+    },
+}
+
+impl Failure {
+    /// The process's exit code.
+    #[must_use]
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Agent(error) => error.exit(),
+            Self::Unreachable { .. } => Exit::Network,
+            Self::Usage(_) => Exit::Usage,
+            Self::Data(_) | Self::Input(_) => Exit::Data,
+            Self::Storage(_) | Self::Restore(_) | Self::Finish(FinishError::NotStored { .. }) => Exit::Storage,
+            Self::Collective(_)
+            | Self::Dismissed
+            | Self::Step(StepError::Collective(_))
+            | Self::Finish(FinishError::Step(StepError::Collective(_)))
+            | Self::Evaluate(EvaluateError::Step(StepError::Collective(_))) => Exit::WorkerLost,
+            Self::Diverged(_) => Exit::Diverged,
+            Self::Unsupported(_) => Exit::Config,
+            Self::Step(_) | Self::Finish(_) | Self::Evaluate(_) | Self::Io { .. } => Exit::Internal,
+        }
+    }
+}

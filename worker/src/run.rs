@@ -1,0 +1,363 @@
+//! A run from its position to its end: step after step, and between cycles whatever is due.
+//!
+//! What is due (tick, grid, metric, checkpoint, end) is a pure function of images seen, so every rank does it at the same
+//! step without a message. What people want (stop, checkpoint) rides as flags in the gradients and is agreed by all.
+
+use crate::checkpoint::{Checkpoints, Committed};
+use crate::environment::peak_memory_mib;
+use crate::evaluate;
+use crate::failure::Failure;
+use crate::generate;
+use crate::input::Input;
+use crate::outputs::Outputs;
+use crate::trainer::{Flags, Trainer};
+use agent::{Activity, Agent, Commands, Progress, Stored};
+use common::checkpoint::TrainerCursor;
+use common::ids::ImagesSeen;
+use common::metrics::{Event, Tick};
+use common::seed::Purpose;
+use data::Pyramid;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How a run ended in good order. The state is stored in each case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// All images of the schedule were shown.
+    Complete,
+    /// Somebody asked for it.
+    Stopped,
+    /// The coordinator was away for too long.
+    Orphaned,
+}
+
+/// What training needs besides the trainer.
+pub struct Parts<'a> {
+    /// The session with the coordinator.
+    pub agent: &'a Agent,
+    /// Images, ahead of time.
+    pub input: Input,
+    /// Checkpoints.
+    pub checkpoints: Checkpoints,
+    /// Grids.
+    pub outputs: Outputs,
+    /// The training images.
+    pub pyramid: Arc<Pyramid>,
+}
+
+/// Trains until the schedule is complete or everybody agreed to stop, and stores the last state.
+///
+/// # Errors
+/// When a rank is lost, or data or store fail beyond what a run can bear.
+pub fn train(trainer: &mut Trainer, parts: &mut Parts<'_>, from: Option<TrainerCursor>) -> Result<Ending, Failure> {
+    Training::new(trainer, parts, from).run()
+}
+
+struct Training<'t, 'a> {
+    trainer: &'t mut Trainer,
+    parts: &'t mut Parts<'a>,
+    tick: TickState,
+    /// Seconds of training before this generation.
+    seconds_before: f64,
+    best: BTreeMap<String, f64>,
+    floors: BTreeMap<u32, BTreeMap<u32, f64>>,
+    /// A wish for a checkpoint that is not yet told to the others.
+    wish: bool,
+    /// Rank 0: a commit that is not yet told to the others.
+    committed: bool,
+    began: Instant,
+    /// Images at the last look at what is due.
+    cycle_began: u64,
+}
+
+/// The tick in work.
+struct TickState {
+    start_images: u64,
+    began: Instant,
+    steps: u64,
+    skipped_before: u64,
+    checkpoint_stall: Duration,
+    other: Duration,
+}
+
+impl TickState {
+    fn new(start_images: u64, skipped_before: u64) -> Self {
+        Self {
+            start_images,
+            began: Instant::now(),
+            steps: 0,
+            skipped_before,
+            checkpoint_stall: Duration::ZERO,
+            other: Duration::ZERO,
+        }
+    }
+}
+
+/// Whether a multiple of `every` lies in `(before, now]`; with `every` 0, whether anything does.
+fn passed(before: u64, now: u64, every: u64) -> bool {
+    now > before && (every == 0 || now / every > before / every)
+}
+
+fn images_of(kimg: f64) -> u64 {
+    (kimg * 1000.0).round() as u64
+}
+
+impl<'t, 'a> Training<'t, 'a> {
+    fn new(trainer: &'t mut Trainer, parts: &'t mut Parts<'a>, from: Option<TrainerCursor>) -> Self {
+        let from = from.unwrap_or_default();
+        Self {
+            tick: TickState::new(from.tick_start_images, from.skipped_updates),
+            seconds_before: from.seconds,
+            best: from.best,
+            floors: BTreeMap::new(),
+            wish: false,
+            committed: false,
+            began: Instant::now(),
+            cycle_began: from.cycle_images,
+            trainer,
+            parts,
+        }
+    }
+
+    fn run(mut self) -> Result<Ending, Failure> {
+        if self.images() == 0 {
+            self.reals();
+            self.fakes()?;
+        }
+        let ending = loop {
+            if self.trainer.position().begins_cycle() && self.images() >= self.trainer.config().train.total_images() {
+                break Ending::Complete;
+            }
+            if let Some(ending) = self.step()? {
+                break ending;
+            }
+        };
+        if ending == Ending::Complete {
+            self.fakes()?;
+            self.evaluate()?;
+        }
+        self.report(Activity::Checkpoint, 0.0);
+        let cursor = self.cursor();
+        let last = self.parts.checkpoints.finish(self.trainer, cursor)?;
+        self.announce(last);
+        self.parts.outputs.finish();
+        // nobody leaves before everybody has what it waits for
+        self.trainer.communicator().barrier()?;
+        Ok(ending)
+    }
+
+    /// One step and what follows from it; an ending where all agreed on one.
+    fn step(&mut self) -> Result<Option<Ending>, Failure> {
+        let began = Instant::now();
+        let commands = self.parts.agent.commands();
+        if commands.dismissed {
+            self.trainer.communicator().aborter().abort();
+            return Err(Failure::Dismissed);
+        }
+        let flags = self.flags(commands);
+        let ahead = 2 * self.trainer.model().phases().iter().map(|p| p.repeats as usize).sum::<usize>();
+        let upcoming = self.trainer.upcoming(ahead);
+        let real = self.parts.input.next(&upcoming)?;
+        let agreed = self.trainer.step(real.as_ref(), flags)?;
+        self.tick.steps += 1;
+        self.keep_checkpoints(agreed)?;
+        if self.trainer.position().begins_cycle() {
+            self.between_cycles()?;
+        }
+        self.report(Activity::Train, began.elapsed().as_secs_f64());
+        let orphaned = commands.orphaned;
+        Ok((agreed.stop > 0.0).then_some(if orphaned { Ending::Orphaned } else { Ending::Stopped }))
+    }
+
+    fn flags(&mut self, commands: Commands) -> Flags {
+        let set = |wanted| f32::from(u8::from(wanted));
+        self.wish |= commands.checkpoint_now;
+        let wish = self.wish && !self.parts.checkpoints.in_flight();
+        Flags {
+            stop: set(commands.stop || commands.orphaned),
+            checkpoint: set(wish),
+            stored: set(self.parts.checkpoints.stored()),
+            committed: set(std::mem::take(&mut self.committed)),
+        }
+    }
+
+    /// Begins, concludes and announces checkpoints, each at the same step on every rank.
+    fn keep_checkpoints(&mut self, agreed: Flags) -> Result<(), Failure> {
+        if agreed.committed > 0.0 {
+            self.parts.checkpoints.committed();
+        }
+        if agreed.stored as u32 == self.trainer.communicator().world() {
+            self.parts.checkpoints.conclude(self.trainer)?;
+        }
+        let done = self.parts.checkpoints.poll();
+        self.committed |= done.is_some();
+        self.announce(done);
+        let every = images_of(self.trainer.config().checkpoint.every_kimg);
+        let wanted = agreed.checkpoint > 0.0 && !self.parts.checkpoints.in_flight();
+        if wanted || self.parts.checkpoints.due(self.images(), every) {
+            self.wish = false;
+            let began = Instant::now();
+            let cursor = self.cursor();
+            self.parts.checkpoints.begin(self.trainer, cursor);
+            self.tick.checkpoint_stall += began.elapsed();
+        }
+        Ok(())
+    }
+
+    /// Tick, grid and metric, where due.
+    fn between_cycles(&mut self) -> Result<(), Failure> {
+        let (now, config) = (self.images(), self.trainer.config());
+        let (samples, metrics) = (images_of(config.samples.every_kimg), images_of(config.metrics.every_kimg));
+        let ends = now >= config.train.total_images();
+        let ticks = ends || now - self.tick.start_images >= self.trainer.stage().tick_images;
+        let before = std::mem::replace(&mut self.cycle_began, now);
+        if (if samples == 0 { ticks } else { passed(before, now, samples) }) && !ends {
+            self.fakes()?;
+        }
+        if metrics > 0 && passed(before, now, metrics) && !ends {
+            self.evaluate()?;
+        }
+        if ticks { self.end_tick() } else { Ok(()) }
+    }
+
+    fn end_tick(&mut self) -> Result<(), Failure> {
+        let stats = self.trainer.take_statistics()?;
+        let skipped = self.trainer.skipped_updates();
+        let (images, stage) = (self.images(), *self.trainer.stage());
+        if skipped - self.tick.skipped_before >= self.tick.steps && self.tick.steps > 0 {
+            return Err(Failure::Diverged(ImagesSeen(images)));
+        }
+        let seconds = self.tick.began.elapsed().as_secs_f64();
+        let shown = (images - self.tick.start_images) as f64;
+        let reduce = self.trainer.communicator().take_waited();
+        let data = self.parts.input.take_waited();
+        let (stall, other) = (self.tick.checkpoint_stall, self.tick.other);
+        let compute = seconds - [reduce, data, stall, other].iter().map(Duration::as_secs_f64).sum::<f64>();
+        let spent = [
+            ("data", data.as_secs_f64()),
+            ("compute", compute),
+            ("reduce_wait", reduce.as_secs_f64()),
+            ("checkpoint", stall.as_secs_f64()),
+            ("other", other.as_secs_f64()),
+        ];
+        let tick = Tick {
+            images,
+            total_images: self.trainer.config().train.total_images(),
+            lod: stage.level.lod,
+            resolution: stage.level.resolution,
+            alpha: stage.level.alpha(),
+            minibatch: stage.minibatch,
+            world: self.trainer.communicator().world(),
+            generation: self.parts.checkpoints.generation().0,
+            seconds: self.began.elapsed().as_secs_f64(),
+            sec_per_kimg: seconds / (shown / 1000.0).max(f64::MIN_POSITIVE),
+            img_per_sec: shown / seconds.max(f64::MIN_POSITIVE),
+            memory_mib: peak_memory_mib(),
+            skipped_updates: skipped,
+            stats,
+            spent: spent.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
+        };
+        self.say(&Event::Tick(tick));
+        self.tick = TickState::new(images, skipped);
+        Ok(())
+    }
+
+    fn evaluate(&mut self) -> Result<(), Failure> {
+        if !self.trainer.config().metrics.swd {
+            return Ok(());
+        }
+        let began = Instant::now();
+        self.report(Activity::Evaluate, 0.0);
+        let quality = evaluate::sliced_wasserstein(self.trainer, &self.parts.pyramid, &mut self.floors)?;
+        if let Some(quality) = quality {
+            let mean = quality.levels.values().sum::<f64>() / quality.levels.len().max(1) as f64;
+            let best = self.best.entry(quality.metric.clone()).or_insert(mean);
+            *best = best.min(mean);
+            self.say(&Event::Quality(quality));
+        }
+        self.tick.other += began.elapsed();
+        Ok(())
+    }
+
+    /// `reals.png`: the first images of the run's order, at full resolution.
+    fn reals(&mut self) {
+        if self.trainer.communicator().rank() != 0 {
+            return;
+        }
+        let config = self.trainer.config();
+        let resolution = config.model.resolution();
+        let shape = config.samples.grid.shape(resolution);
+        let count = (shape.0 * shape.1).min(self.parts.pyramid.len() as u32);
+        let mut order = data::Order::new(config.seed, self.parts.pyramid.count());
+        let indices: Vec<u32> = (0..u64::from(count)).map(|i| order.index_at(i)).collect();
+        let mut bytes = vec![0u8; count as usize * 3 * resolution.pow(2) as usize];
+        match self.parts.pyramid.read_batch(resolution, &indices, &mut bytes) {
+            Ok(()) => self.parts.outputs.grid("samples/reals.png".to_owned(), bytes, resolution, resolution, shape),
+            Err(error) => tracing::warn!("reals.png could not be drawn: {error}"),
+        }
+    }
+
+    /// `fakesKKKKKK.png`: the same latents for the whole run, by the averaged weights, shown at full resolution.
+    fn fakes(&mut self) -> Result<(), Failure> {
+        let began = Instant::now();
+        let config = self.trainer.config();
+        let shown = config.model.resolution();
+        let shape = config.samples.grid.shape(shown);
+        let images = generate::together(self.trainer, Purpose::Sample, shape.0 * shape.1)?;
+        let name = format!("samples/fakes{:06}.png", self.images() / 1000);
+        let resolution = self.trainer.stage().level.resolution;
+        self.parts.outputs.grid(name, images, resolution, shown, shape);
+        self.tick.other += began.elapsed();
+        Ok(())
+    }
+
+    fn cursor(&self) -> TrainerCursor {
+        let position = self.trainer.position();
+        let modules = self.trainer.model().modules().iter();
+        TrainerCursor {
+            images: position.images,
+            cycle_images: position.cycle_images,
+            repeat: position.round,
+            phase: position.step,
+            last_knee: self.trainer.knee(),
+            skipped_updates: self.trainer.skipped_updates(),
+            optimizer_steps: modules.zip(self.trainer.optimizers()).map(|(m, o)| ((*m).to_owned(), o.steps())).collect(),
+            tick_start_images: self.tick.start_images,
+            seconds: self.seconds_before + self.began.elapsed().as_secs_f64(),
+            best: self.best.clone(),
+        }
+    }
+
+    fn announce(&self, committed: Option<Committed>) {
+        let Some(done) = committed else { return };
+        tracing::info!("checkpoint {} committed in {:.2} s, {} bytes sent", done.key, done.took.as_secs_f64(), done.bytes);
+        self.parts.agent.stored(Stored {
+            images: done.images,
+            manifest: done.key,
+            bytes: done.bytes,
+            stall_seconds: done.stall.as_secs_f64(),
+            seconds: done.took.as_secs_f64(),
+        });
+    }
+
+    /// Rank 0 speaks for the run.
+    fn say(&mut self, event: &Event) {
+        if self.trainer.communicator().rank() == 0 {
+            match serde_json::to_string(event) {
+                Ok(json) => self.parts.agent.tick(json),
+                Err(error) => tracing::warn!("a metric event could not be written: {error}"),
+            }
+        }
+    }
+
+    fn report(&self, activity: Activity, step_seconds: f64) {
+        let position = self.trainer.position();
+        let images = ImagesSeen(position.images);
+        self.parts.agent.progress(Progress { images, phase: position.step, activity, step_seconds });
+    }
+
+    fn images(&self) -> u64 {
+        self.trainer.position().images
+    }
+}
