@@ -61,7 +61,35 @@ pub struct Quality {
     /// Images compared on each side.
     pub count: u32,
     /// Resolution of the level -> value (for `swd`: x 1000).
+    #[serde(deserialize_with = "by_resolution")]
     pub levels: BTreeMap<u32, f64>,
     /// The same for real against other real images.
+    #[serde(deserialize_with = "by_resolution")]
     pub floor: BTreeMap<u32, f64>,
+}
+
+/// JSON's keys are text, and behind an internal tag serde no longer turns them into numbers by itself.
+fn by_resolution<'de, D: serde::Deserializer<'de>>(from: D) -> Result<BTreeMap<u32, f64>, D::Error> {
+    let text = BTreeMap::<String, f64>::deserialize(from)?;
+    text.into_iter().map(|(key, value)| Ok((key.parse().map_err(serde::de::Error::custom)?, value))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_survive_a_round_trip() {
+        let quality = Quality {
+            images: 5000,
+            metric: "swd".to_owned(),
+            count: 4,
+            levels: BTreeMap::from([(16, 1.5), (32, 2.0)]),
+            floor: BTreeMap::from([(16, 0.5)]),
+        };
+        for event in [Event::Quality(quality), Event::Tick(Tick::default())] {
+            let line = serde_json::to_string(&event).unwrap();
+            assert_eq!(serde_json::from_str::<Event>(&line).unwrap(), event, "{line}");
+        }
+    }
 }

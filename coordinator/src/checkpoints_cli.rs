@@ -15,8 +15,8 @@ use common::ids::ImagesSeen;
 use serde_json::{Value as Json, json};
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
-use std::time::{SystemTime, UNIX_EPOCH};
-use storage::{Damage, Run, Skipped, StorageError, Store, Verifier, resolve_run_url};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use storage::{Damage, Patience, Run, Skipped, StorageError, Store, Verifier, resolve_run_url};
 
 /// `coordinator checkpoints …`
 #[derive(Clone, Debug, Subcommand)]
@@ -37,6 +37,7 @@ pub struct Place {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+    /// How the store is reached.
     #[command(flatten)]
     pub s3: S3Args,
 }
@@ -109,7 +110,9 @@ pub async fn run(command: &CheckpointsCommand, out: &mut dyn Write) -> Result<Ex
 
 fn find(place: &Place) -> Result<(Run, Option<ManifestKey>), Failure> {
     let url = resolve_run_url(&place.url)?;
-    let store = Store::open_existing(&url.root, &place.s3.resolve()?)?;
+    // Somebody waits: a store that does not answer is told of sooner than a training run would give up on it.
+    let patience = Patience { budget: Duration::from_secs(20), ..Patience::default() };
+    let store = Store::open_existing(&url.root, &place.s3.resolve()?)?.with_patience(patience);
     Ok((store.run(&url.run)?, url.key))
 }
 
@@ -379,7 +382,6 @@ mod tests {
     use common::ids::Generation;
     use std::collections::BTreeMap;
     use std::path::Path;
-    use std::time::Duration;
 
     /// An empty safetensors file.
     const EMPTY: &[u8] = b"\x02\0\0\0\0\0\0\0{}";

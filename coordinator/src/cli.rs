@@ -1,12 +1,13 @@
 //! The command line.
 
+use crate::checkpoints_cli::CheckpointsCommand;
 use crate::config_cli::ConfigCommand;
 use crate::display::{Style, line};
 use crate::failure::Failure;
 use crate::launch::{Begin, Options, launch};
 use crate::operate::operate;
 use crate::origin::{Overrides, Resume};
-use crate::{config_cli, render, sample};
+use crate::{checkpoints_cli, config_cli, render, sample};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use common::exit::Exit;
 use rpc::operate_request::Command as Question;
@@ -78,7 +79,13 @@ pub enum Command {
         /// PNG file to write
         #[arg(long, value_name = "FILE")]
         out: PathBuf,
+        /// Endpoint of an S3 store that is not AWS
+        #[arg(long)]
+        s3_endpoint: Option<String>,
     },
+    /// List, show and verify checkpoints
+    #[command(subcommand)]
+    Checkpoints(CheckpointsCommand),
     /// Check, show and explain experiment files
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -150,7 +157,10 @@ pub async fn run(command: Command) -> Result<Exit, Failure> {
         Command::Status(target) => ask(&target, Question::Status(rpc::StatusQuestion {})).await,
         Command::Stop(target) => ask(&target, Question::Stop(rpc::Stop { reason: String::new() })).await,
         Command::Checkpoint(target) => ask(&target, Question::Checkpoint(rpc::Checkpoint {})).await,
-        Command::Sample { url, seeds, out } => match sample::sample(&url, &seeds, &out)? {},
+        Command::Sample { url, seeds, out, s3_endpoint } => {
+            match sample::sample(&url, &seeds, &out, s3_endpoint.as_deref())? {}
+        }
+        Command::Checkpoints(command) => checkpoints_cli::run(&command, &mut std::io::stdout().lock()).await,
         Command::Config(command) => {
             config_cli::run(&command, &mut std::io::stdout().lock())?;
             Ok(Exit::Ok)
@@ -185,6 +195,7 @@ mod tests {
             "coordinator checkpoint toy",
             "coordinator sample /runs/toy --seeds 0-63 --out grid.png",
             "coordinator config default",
+            "coordinator checkpoints ls /runs/toy --json",
         ] {
             Cli::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));
         }

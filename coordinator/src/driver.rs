@@ -6,7 +6,7 @@
 use crate::admission::random_bytes;
 use crate::display::Display;
 use crate::lines::{Level, message};
-use crate::records::Records;
+use crate::records::{self, Records};
 use crate::render::News;
 use crate::server::{Input, Outbox};
 use crate::supervisor::{ChildEvent, Recipe, Supervisor};
@@ -26,7 +26,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 /// Between two looks at the clock.
 const TICK: Duration = Duration::from_millis(250);
 /// Last lines of each worker that are shown when it is lost.
-const TAIL: usize = 12;
+const TAIL: usize = 24;
 /// Longest text of a worker that is kept.
 const TEXT_MAX: usize = 4096;
 /// After the end, for the last words to workers elsewhere.
@@ -179,7 +179,7 @@ impl<'a> Driver<'a> {
                 if !self.cluster.speaks_for_all(&worker, session, Generation(tick.generation)) {
                     return;
                 }
-                match serde_json::from_str::<metrics::Event>(&tick.event) {
+                match records::event(&tick.event) {
                     Ok(event) => self.metric(event),
                     Err(error) => tracing::warn!("worker {worker} sent a metric that cannot be read: {error}"),
                 }
@@ -325,14 +325,7 @@ impl<'a> Driver<'a> {
     }
 
     fn show(&mut self, news: News) {
-        if !matches!(news, News::Log { .. })
-            && let Some(text) = crate::render::plain(&news)
-        {
-            for line in text.lines() {
-                self.records.log("c", line);
-            }
-        }
-        self.display.show(&news);
+        tell(self.records, self.display, &news);
     }
 
     fn rank_of(&self, worker: &WorkerId) -> u32 {
@@ -363,6 +356,19 @@ impl<'a> Driver<'a> {
         self.show(News::Ended { outcome: outcome.clone(), last_lines, advice });
         Ok(outcome)
     }
+}
+
+/// Shows news to the operator and writes them into the log.
+pub fn tell(records: &mut Records, display: &mut Display, news: &News) {
+    // a worker's lines are in the log already
+    if !matches!(news, News::Log { .. })
+        && let Some(text) = crate::render::plain(news)
+    {
+        for line in text.lines() {
+            records.log("c", line);
+        }
+    }
+    display.show(news);
 }
 
 fn cut(text: &str, characters_max: usize) -> String {

@@ -4,7 +4,7 @@
 
 use crate::admission::{Token, hex, random_bytes};
 use crate::display::{Display, Style};
-use crate::driver::{Driver, Plan};
+use crate::driver::{Driver, Plan, tell};
 use crate::failure::Failure;
 use crate::origin::{self, Origin, Overrides, Resume};
 use crate::prepare::{Prepared, prepare};
@@ -160,13 +160,14 @@ async fn begin_and_drive(
     let workers = origin::workers(&options.overrides, &origin.config);
     let recipes = recipes(worker, address, &token, workers, &machine::gpus(), &nonce);
     let plan = plan(origin, options, config, workers, recipes);
-    display.show(&News::Launched {
+    let launched = News::Launched {
         run: origin.config.name.clone(),
         url: origin.run.url(),
         workers,
         address: address.to_string(),
         resume: origin.resume.clone(),
-    });
+    };
+    tell(records, display, &launched);
     let (inputs, receiver) = mpsc::channel(1024);
     let serving = tokio::spawn(server::serve(listener, token, BUILD, inputs));
     let (supervisor, children) = Supervisor::new();

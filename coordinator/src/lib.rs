@@ -15,9 +15,10 @@
 //! | [`records`] | `metrics.jsonl` and `log.txt` |
 //! | [`view`], [`render`], [`display`] | what is shown: as data, as text, on which screen |
 //! | [`state`], [`operate`](mod@operate) | finding and asking the coordinator of a run on this machine |
-//! | [`config_cli`] | `config`: experiment files |
+//! | [`config_cli`], [`checkpoints_cli`] | `config`: experiment files; `checkpoints`: what a run has stored |
 
 pub mod admission;
+pub mod checkpoints_cli;
 pub mod cli;
 pub mod config_cli;
 pub mod display;

@@ -77,24 +77,37 @@ pub fn printable(text: &str) -> String {
     out
 }
 
-/// Level of a line as `tracing` writes it, for people or as JSON, and of a panic.
+/// Level of a line as `tracing` writes it, for people or as JSON, and of a panic. Any other line is for the log only.
 #[must_use]
 pub fn level(line: &str) -> Level {
-    if let Some(level) = json_field(line, "level") {
-        return by_name(&level).unwrap_or(Level::Info);
-    }
-    if line.contains("panicked at") || line.starts_with("fatal runtime error") || line.starts_with("error:") {
-        return Level::Error;
-    }
-    line.split_whitespace().take(2).find_map(by_name).unwrap_or(Level::Info)
+    written_level(line).unwrap_or(Level::Info)
 }
 
-/// What a line says, for a person: the message of a JSON line, any other as it is.
+/// The level that a line names; `None` for a line that no logger wrote.
+#[must_use]
+pub fn written_level(line: &str) -> Option<Level> {
+    if let Some(level) = json_field(line, "level") {
+        return by_name(&level);
+    }
+    if line.contains("panicked at") || line.starts_with("fatal runtime error") || line.starts_with("error:") {
+        return Some(Level::Error);
+    }
+    line.split_whitespace().take(2).find_map(by_name)
+}
+
+/// What a line says, for a person: the message of a JSON line, the text after time and level of a plain one.
 #[must_use]
 pub fn message(line: &str) -> String {
     let parsed: Option<serde_json::Value> = line.starts_with('{').then(|| serde_json::from_str(line).ok()).flatten();
-    let field = |value: &serde_json::Value| value["fields"]["message"].as_str().map(str::to_owned);
-    parsed.as_ref().and_then(field).unwrap_or_else(|| line.to_owned())
+    if let Some(message) = parsed.as_ref().and_then(|value| value["fields"]["message"].as_str()) {
+        return message.to_owned();
+    }
+    let mut words = line.split_whitespace();
+    match words.by_ref().take(2).find(|word| by_name(word).is_some()) {
+        // the word is a slice of the line, and so is what follows it
+        Some(word) => line.split_once(word).map_or(line, |(_, rest)| rest.trim_start()).to_owned(),
+        None => line.to_owned(),
+    }
 }
 
 fn json_field(line: &str, key: &str) -> Option<String> {
@@ -155,5 +168,8 @@ mod tests {
         }
         assert_eq!(message(r#"{"level":"ERROR","fields":{"message":"bad"}}"#), "bad");
         assert_eq!(message("{not json"), "{not json");
+        assert_eq!(message("2026-01-01T00:00:00.0Z ERROR  rank 1 was  lost"), "rank 1 was  lost");
+        assert_eq!(message("WARN slow: an ERROR"), "slow: an ERROR");
+        assert_eq!(written_level("terminate called"), None);
     }
 }

@@ -3,6 +3,7 @@
 use clap::Parser;
 use common::exit::Exit;
 use coordinator::cli::{Cli, LogFormat, run};
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 
@@ -12,14 +13,14 @@ fn main() -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("error: the runtime cannot be started: {error}");
+            complain(&format!("the runtime cannot be started: {error}"));
             return Exit::Internal.into();
         }
     };
     let exit = match runtime.block_on(run(cli.command)) {
         Ok(exit) => exit,
         Err(failure) => {
-            eprintln!("error: {}", failure.message);
+            complain(&failure.message);
             failure.exit
         }
     };
@@ -28,9 +29,19 @@ fn main() -> ExitCode {
     exit.into()
 }
 
+/// Standard error may be a pipe that nobody reads any more: that is no reason to fail otherwise than asked.
+fn complain(message: &str) {
+    let _ = writeln!(std::io::stderr(), "error: {message}");
+}
+
 fn log_to_stderr(format: LogFormat) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // its complaint about a standard error that is gone would itself go there, and panic
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .log_internal_errors(false);
     match format {
         LogFormat::Human => log.init(),
         LogFormat::Json => log.json().init(),

@@ -4,6 +4,7 @@
 //! end. Images are the worker's business.
 
 use crate::display::Display;
+use crate::driver::tell;
 use crate::failure::Failure;
 use crate::lines::{Level, Splitter, level, message, printable};
 use crate::records::Records;
@@ -127,7 +128,7 @@ pub async fn prepare(
     match (status.success(), ready) {
         (true, Some(prepared)) => {
             let Prepared { images, skipped, reused, .. } = prepared;
-            display.show(&News::Prepared { images, skipped, reused });
+            tell(records, display, &News::Prepared { images, skipped, reused });
             Ok(Some(prepared))
         }
         (true, None) => {

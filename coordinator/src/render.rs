@@ -116,7 +116,8 @@ pub fn plain(news: &News) -> Option<String> {
             stall_seconds * 1000.0
         ),
         News::Log { level: Level::Info, .. } => return None,
-        News::Log { rank, line, .. } => format!("[{rank}] {line}"),
+        News::Log { rank, level: Level::Warn, line } => format!("[{rank}] warning: {line}"),
+        News::Log { rank, level: Level::Error, line } => format!("[{rank}] error: {line}"),
         News::Ended { outcome, last_lines, advice } => ended(outcome, last_lines, advice.as_deref()),
     })
 }
@@ -421,7 +422,7 @@ resume with: coordinator resume file:///runs/toy";
     fn only_what_matters_reaches_plain_output() {
         let log = |level| News::Log { rank: 1, level, line: "text".into() };
         assert_eq!(plain(&log(Level::Info)), None);
-        assert_eq!(plain(&log(Level::Warn)).as_deref(), Some("[1] text"));
+        assert_eq!(plain(&log(Level::Warn)).as_deref(), Some("[1] warning: text"));
         assert_eq!(json(&log(Level::Info))["level"], "info");
         assert_eq!(plain(&News::Progress(Box::default())), None);
     }

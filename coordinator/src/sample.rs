@@ -11,8 +11,18 @@ use std::process::Command;
 ///
 /// # Errors
 /// There is no worker binary, or it cannot be started. Does not return otherwise.
-pub fn sample(url: &str, seeds: &str, out: &Path) -> Result<std::convert::Infallible, Failure> {
+pub fn sample(
+    url: &str,
+    seeds: &str,
+    out: &Path,
+    s3_endpoint: Option<&str>,
+) -> Result<std::convert::Infallible, Failure> {
     let worker = machine::worker_binary()?;
-    let error = Command::new(&worker).args(["sample", url, "--seeds", seeds, "--out"]).arg(out).exec();
+    let mut command = Command::new(&worker);
+    command.args(["sample", url, "--seeds", seeds, "--out"]).arg(out);
+    if let Some(endpoint) = s3_endpoint {
+        command.args(["--s3-endpoint", endpoint]);
+    }
+    let error = command.exec();
     Err(Failure::new(Exit::Internal, format!("cannot start {}: {error}", worker.display())))
 }

@@ -3,7 +3,7 @@
 //! It never decides when: that is the cluster's. A signal from the terminal reaches the coordinator only, because every
 //! worker leads its own process group; should the coordinator itself be killed, the workers notice by their broken streams.
 
-use crate::lines::{Level, Splitter, level, message};
+use crate::lines::{Level, Splitter, level, message, written_level};
 use coordinator_core::{ExitStatus, Force, WorkerId};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
@@ -53,7 +53,7 @@ pub enum ChildEvent {
         worker: WorkerId,
         /// How.
         status: ExitStatus,
-        /// Its last error, or its last line on standard error.
+        /// Its last error, or its last line that no logger wrote.
         last_error: Option<String>,
     },
 }
@@ -201,7 +201,9 @@ async fn read(mut stream: impl AsyncRead + Unpin, worker: WorkerId, events: mpsc
             } else if level == Level::Error {
                 last.error = Some(message(&line));
             }
-            last.line = Some(message(&line));
+            if written_level(&line).is_none() {
+                last.line = Some(line.clone());
+            }
             if events.send(ChildEvent::Line { worker: worker.clone(), level, line }).await.is_err() {
                 return last;
             }
@@ -255,7 +257,7 @@ mod tests {
             (Level::Error, "ERROR worker: out of luck".to_owned()),
         ];
         assert_eq!(lines, expected);
-        assert_eq!((status, last_error.as_deref()), (ExitStatus::Code(9), Some("ERROR worker: out of luck")));
+        assert_eq!((status, last_error.as_deref()), (ExitStatus::Code(9), Some("worker: out of luck")));
     }
 
     #[tokio::test]

@@ -41,6 +41,7 @@ impl Machine {
             .current_dir(self.0.path())
             .env("GANFLEET_WORKER", fake_worker())
             .env("XDG_STATE_HOME", self.path("state"))
+            .env("RUST_BACKTRACE", "0")
             .stdin(Stdio::null());
         command
     }

@@ -14,6 +14,7 @@ fn main() {
         .cpp(true)
         .std("c++17")
         .warnings(false)
+        .opt_level(3) // its loops are hot in tests too
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
         .include(&include)
         .include(include.join("torch/csrc/api/include"))

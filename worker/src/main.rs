@@ -48,7 +48,10 @@ enum Command {
 fn main() -> ExitCode {
     // before anything touches libtorch: it looks its CUDA hooks up once
     let cuda = cuda::load(&cuda_folders());
+    let kept = native::keep_memory();
     tracing_subscriber::fmt()
+        // a closed stderr (the coordinator is gone) must not end a worker that still has a state to store
+        .log_internal_errors(false)
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .with_target(false)
@@ -56,6 +59,9 @@ fn main() -> ExitCode {
             tracing_subscriber::EnvFilter::try_from_env("GANFLEET_LOG").unwrap_or_else(|_| "info".into()),
         )
         .init();
+    if let Err(error) = kept {
+        tracing::warn!("{error}");
+    }
     let outcome = match Cli::parse().command {
         Command::Join { address, listen } => {
             let token = std::env::var("GANFLEET_TOKEN").unwrap_or_default();

@@ -159,7 +159,7 @@ pub enum Event {
         worker: WorkerId,
         /// How.
         status: ExitStatus,
-        /// The last line at error level, or the last line at all, of what it wrote.
+        /// The last error that it wrote, or what else its last words were.
         last_error: Option<String>,
     },
     /// The operator wants something.

@@ -11,12 +11,14 @@ use std::collections::{BTreeMap, BTreeSet};
 /// The name of the property that does not hold.
 pub type Broken = &'static str;
 
+type Property = fn(&Cluster) -> bool;
+
 /// Every property of a single state.
 ///
 /// # Errors
 /// The first that does not hold.
 pub fn check(cluster: &Cluster) -> Result<(), Broken> {
-    let properties: [(Broken, fn(&Cluster) -> bool); 5] = [
+    let properties: [(Broken, Property); 5] = [
         ("no more members than places", no_more_members_than_places),
         ("ranks are none, or exactly 0..world", ranks_are_none_or_all),
         ("nobody has a rank while gathering, everybody while running", ranks_fit_the_phase),

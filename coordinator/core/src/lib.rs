@@ -1,4 +1,4 @@
-//! Membership as a pure function: [`step`] takes a cluster, one event and the time, and returns what is to be done.
+//! Membership as a pure function: [`step()`] takes a cluster, one event and the time, and returns what is to be done.
 //!
 //! Nothing here opens a socket, starts a process, draws a random number or reads a clock; the shell (crate `coordinator`)
 //! does all of that, so that every decision can be replayed, and tried against thousands of random histories in a second.

@@ -95,7 +95,7 @@ pub enum Refusal {
 #[serde(rename_all = "snake_case", tag = "reason")]
 pub enum Reason {
     /// Everybody is here.
-    #[error("all {world} workers have joined: generation {generation} begins")]
+    #[error("generation {generation} begins with {world} worker{}", if *.world == 1 { "" } else { "s" })]
     Formed {
         /// Its number.
         generation: Generation,

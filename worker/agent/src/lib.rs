@@ -81,10 +81,12 @@ impl Agent {
             inbox,
             assigned,
         );
+        let guard = OrphanIfPanicked(shared.clone());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(AgentError::Thread)?;
         std::thread::Builder::new()
             .name("agent".into())
             .spawn(move || {
+                let _guard = guard;
                 runtime.block_on(link.run());
                 // the receiver may be gone: nobody waits for this thread
                 let _ = ended_sender.send(());
@@ -164,6 +166,18 @@ impl Agent {
     }
 }
 
+/// Without the background thread nobody would notice that the coordinator is gone: should it ever panic, the worker is on
+/// its own, and told so.
+struct OrphanIfPanicked(Arc<Shared>);
+
+impl Drop for OrphanIfPanicked {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.raise(shared::ORPHANED);
+        }
+    }
+}
+
 fn truncated(text: &str, bytes_max: usize) -> String {
     let end = (0..=bytes_max.min(text.len())).rev().find(|&i| text.is_char_boundary(i)).unwrap_or(0);
     text[..end].to_owned()
@@ -171,6 +185,18 @@ fn truncated(text: &str, bytes_max: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn a_background_thread_that_panics_leaves_an_orphan() {
+        let shared = std::sync::Arc::new(super::Shared::default());
+        let guard = super::OrphanIfPanicked(shared.clone());
+        let thread = std::thread::spawn(move || {
+            let _guard = guard;
+            panic!("as the test wants");
+        });
+        assert!(thread.join().is_err());
+        assert!(shared.take_commands().orphaned);
+    }
+
     #[test]
     fn truncation_keeps_whole_characters() {
         assert_eq!(super::truncated("abc", 10), "abc");

@@ -87,6 +87,8 @@ impl Link {
         loop {
             let (why, alive) = match session::serve(&mut self).await {
                 End::Left => return,
+                // it knows already
+                End::Refused(_) if self.has_left() => return,
                 End::Refused(message) => return self.dismiss(message),
                 End::Wrong(error) => return self.give_up(error),
                 End::Broken { why, alive } => (why, alive),
@@ -106,9 +108,14 @@ impl Link {
                 tracing::warn!("no coordinator for {:.1} s: this worker is on its own", away.as_secs_f64());
                 return self.shared.raise(shared::ORPHANED);
             }
-            sleep(pause).await;
+            // the last try comes when the patience ends, not after it
+            sleep(pause.min(self.limit().saturating_sub(away))).await;
             pause = (pause * 2).min(PAUSE_MAX).min(self.limit() / 4);
         }
+    }
+
+    fn has_left(&self) -> bool {
+        matches!(self.unconfirmed.back(), Some((_, Body::Leave(_))))
     }
 
     fn limit(&self) -> Duration {

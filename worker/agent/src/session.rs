@@ -140,13 +140,20 @@ async fn send(
     }
 }
 
-/// The coordinator ends its half of the stream once it has read ours.
+/// The coordinator ends its half of the stream once it has read ours. A stream that breaks instead may have lost the
+/// farewell: it is said again on the next one.
 async fn farewell_read(mut incoming: Streaming<ToWorker>, patience: Duration) -> End {
-    let drained = async { while let Ok(Some(_)) = incoming.message().await {} };
-    if timeout(patience, drained).await.is_err() {
-        tracing::debug!("the coordinator did not confirm the farewell");
-    }
-    End::Left
+    let drained = async {
+        loop {
+            match incoming.message().await {
+                Ok(Some(_)) => {}
+                Ok(None) => return End::Left,
+                Err(status) => return End::Broken { why: status.message().to_owned(), alive: true },
+            }
+        }
+    };
+    let silent = |_| End::Broken { why: "the farewell was not confirmed".into(), alive: false };
+    timeout(patience, drained).await.unwrap_or_else(silent)
 }
 
 fn obey(link: &mut Link, message: ToWorker) -> Option<End> {

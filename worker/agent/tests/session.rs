@@ -217,6 +217,24 @@ fn a_broken_stream_is_mended_and_nothing_queued_is_lost() {
 }
 
 #[test]
+fn a_farewell_that_may_be_lost_is_said_again() {
+    let (mut coordinator, mut stream, agent) = joined(PATIENCE, LONG);
+    let leaving = std::thread::spawn(move || agent.leave(Exit::Ok, "done"));
+    let farewell = |body| matches!(body, Body::Leave(_)).then_some(());
+    coordinator.hear_until(&mut stream, farewell);
+    let broken = Err(Status::unavailable("the network broke"));
+    coordinator.runtime.block_on(stream.to.send(broken)).unwrap();
+    let mut stream = coordinator.accept();
+    coordinator.hear_until(&mut stream, farewell);
+    assert!(!leaving.is_finished());
+    // who knows it already says so
+    let message = "worker w1 has already left this run".into();
+    coordinator.say(&stream, to_worker::Body::Refused(rpc::Refused { message }));
+    drop(stream);
+    leaving.join().unwrap();
+}
+
+#[test]
 fn a_silent_coordinator_is_left_for_a_new_stream() {
     let patience = Duration::from_secs(1);
     let (mut coordinator, stream, _agent) = joined(patience, LONG);

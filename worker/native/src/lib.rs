@@ -119,28 +119,41 @@ pub fn set_gradient(tensor: &Tensor, grad: Option<&Tensor>) -> Result<(), Native
     check("set_gradient", status)
 }
 
-/// `x` where positive, `slope * x` elsewhere; tch's own has no slope.
+/// `tensor` where positive, `slope * tensor` elsewhere, in place; tch's own has no slope. Differentiable any number of times.
 ///
 /// # Errors
-/// When `tensor` is not a floating-point tensor.
-pub fn leaky_relu(tensor: &Tensor, slope: f64) -> Result<Tensor, NativeError> {
+/// When `tensor` is not floating-point, or is a leaf that collects gradients.
+pub fn leaky_relu(tensor: Tensor, slope: f64) -> Result<Tensor, NativeError> {
+    // SAFETY: the handle is live for the length of the call.
+    check("leaky_relu", unsafe { sys::gfn_leaky_relu(handle(&tensor), slope) })?;
+    Ok(tensor)
+}
+
+/// `y / sqrt(mean_c(y^2) + epsilon)` with `y` the leaky ReLU of `tensor` (`[n, c, h, w]`), in one pass over memory.
+/// Differentiable once: a second derivative is refused when it is asked for.
+///
+/// # Errors
+/// When `tensor` is not floating-point.
+pub fn leaky_pixel_norm(tensor: &Tensor, slope: f64, epsilon: f64) -> Result<Tensor, NativeError> {
     let mut out: sys::Handle = std::ptr::null_mut();
     // SAFETY: the handle is live; `out` is written on success only.
-    check("leaky_relu", unsafe { sys::gfn_leaky_relu(handle(tensor), slope, &raw mut out) })?;
+    check("leaky_pixel_norm", unsafe { sys::gfn_leaky_pixel_norm(handle(tensor), slope, epsilon, &raw mut out) })?;
     // SAFETY: the shim made a new at::Tensor and gives it away.
     Ok(unsafe { Tensor::from_ptr(out.cast()) })
 }
 
-/// The 4-dimensional `tensor` laid out channels-last.
+/// Lets this process keep the memory of activations from one step to the next, instead of giving it back to the system
+/// and having it zeroed anew. Call it first in `main`.
 ///
 /// # Errors
-/// When it has not 4 dimensions.
-pub fn channels_last(tensor: &Tensor) -> Result<Tensor, NativeError> {
-    let mut out: sys::Handle = std::ptr::null_mut();
-    // SAFETY: the handle is live; `out` is written on success only.
-    check("channels_last", unsafe { sys::gfn_channels_last(handle(tensor), &raw mut out) })?;
-    // SAFETY: the shim made a new at::Tensor and gives it away.
-    Ok(unsafe { Tensor::from_ptr(out.cast()) })
+/// When the C library refuses; training is then slower, nothing else.
+pub fn keep_memory() -> Result<(), NativeError> {
+    // SAFETY: sets three parameters of the allocator; no memory is touched.
+    if unsafe { sys::gfn_keep_memory() } == 0 {
+        Ok(())
+    } else {
+        Err(NativeError { operation: "keep_memory", message: "the allocator refuses".to_owned() })
+    }
 }
 
 #[cfg(test)]

@@ -29,6 +29,7 @@ unsafe extern "C" {
         context: *mut c_void,
     ) -> i32;
     pub fn gfn_unhook_gradient(tensor: Handle) -> i32;
-    pub fn gfn_leaky_relu(src: Handle, slope: f64, out: *mut Handle) -> i32;
-    pub fn gfn_channels_last(src: Handle, out: *mut Handle) -> i32;
+    pub fn gfn_leaky_relu(x: Handle, slope: f64) -> i32;
+    pub fn gfn_leaky_pixel_norm(x: Handle, slope: f64, epsilon: f64, out: *mut Handle) -> i32;
+    pub fn gfn_keep_memory() -> i32;
 }

@@ -86,8 +86,35 @@ fn host_slices_share_memory_and_refuse_what_is_no_slice() {
 
 #[test]
 fn failures_carry_libtorchs_words() {
-    let error = channels_last(&Tensor::zeros([2], CPU)).unwrap_err();
-    assert!(error.to_string().starts_with("libtorch: channels_last: "), "{error}");
+    let error = leaky_relu(Tensor::zeros([2], (Kind::Int64, Device::Cpu)), 0.2).unwrap_err();
+    assert!(error.to_string().starts_with("libtorch: leaky_relu: "), "{error}");
+}
+
+/// The fused kernel against the same function composed of libtorch's operations, in value and gradient; double and
+/// strided tensors take the composed way inside.
+#[test]
+fn fused_activation_is_its_composition() {
+    tch::manual_seed(1);
+    for (kind, tolerance) in [(Kind::Float, 1e-5), (Kind::Double, 1e-12)] {
+        // more pixels than one block, and a block that is not full
+        let x = Tensor::randn([3, 5, 17, 19], (kind, Device::Cpu)).set_requires_grad(true);
+        let weight = Tensor::randn([3, 5, 17, 19], (kind, Device::Cpu));
+        let y = x.maximum(&(&x * 0.2));
+        let composed = &y * ((&y * &y).mean_dim(&[1i64][..], true, None::<Kind>) + 1e-8).rsqrt();
+        let fused = leaky_pixel_norm(&x, 0.2, 1e-8).unwrap();
+        let gradient = |out: &Tensor| {
+            let grads = Tensor::run_backward(&[(out * &weight).sum(kind)], &[&x], false, false);
+            grads[0].shallow_clone()
+        };
+        let distance = |a: &Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]);
+        assert!(distance(&fused, &composed) < tolerance, "{kind:?}");
+        assert!(distance(&gradient(&fused), &gradient(&composed)) < tolerance * 10.0, "{kind:?}");
+    }
+}
+
+#[test]
+fn memory_can_be_kept() {
+    keep_memory().unwrap();
 }
 
 #[test]

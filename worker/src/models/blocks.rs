@@ -8,16 +8,27 @@ use tch::{Kind, Tensor};
 /// Gain of a layer that feeds a rectifier (He et al. 2015).
 pub const RECTIFIER: f64 = std::f64::consts::SQRT_2;
 
-/// Leaky ReLU with slope 0.2 (PGGAN, table 2).
+/// Slope of the leaky ReLU (PGGAN, table 2).
+const SLOPE: f64 = 0.2;
+/// Keeps a norm of zero from dividing.
+const EPSILON: f64 = 1e-8;
+
+/// Leaky ReLU with slope 0.2, in place.
 #[must_use]
-pub fn leaky(x: &Tensor) -> Tensor {
-    native::leaky_relu(x, 0.2).expect("activations are floating-point tensors")
+pub fn leaky(x: Tensor) -> Tensor {
+    native::leaky_relu(x, SLOPE).expect("activations are floating-point tensors that are no leaves")
+}
+
+/// Leaky ReLU and pixel norm of G in one pass over memory. Differentiable once, which is all that a generator needs.
+#[must_use]
+pub fn leaky_pixel_norm(x: &Tensor) -> Tensor {
+    native::leaky_pixel_norm(x, SLOPE, EPSILON).expect("activations are floating-point tensors")
 }
 
 /// Each pixel's feature vector scaled to unit mean square (PGGAN 4.2): `x / sqrt(mean_c(x^2) + 1e-8)`.
 #[must_use]
 pub fn pixel_norm(x: &Tensor) -> Tensor {
-    x * ((x * x).mean_dim(&[1i64][..], true, None::<Kind>) + 1e-8).rsqrt()
+    x * ((x * x).mean_dim(&[1i64][..], true, None::<Kind>) + EPSILON).rsqrt()
 }
 
 /// Nearest neighbour, twice the side.
@@ -44,7 +55,7 @@ pub fn minibatch_deviation(x: &Tensor, group: i64) -> Tensor {
     let (n, c, h, w) = x.size4().expect("an activation has four dimensions");
     let grouped = x.view([n / group, group, c * h * w]);
     let centred = &grouped - grouped.mean_dim(&[1i64][..], true, None::<Kind>);
-    let deviation = ((&centred * &centred).mean_dim(&[1i64][..], false, None::<Kind>) + 1e-8).sqrt();
+    let deviation = ((&centred * &centred).mean_dim(&[1i64][..], false, None::<Kind>) + EPSILON).sqrt();
     let map = deviation
         .mean_dim(&[1i64][..], false, None::<Kind>)
         .view([n / group, 1, 1, 1, 1])
@@ -72,42 +83,53 @@ impl Equalized {
         Self { weight, bias, scale: gain / (fan_in as f64).sqrt() }
     }
 
-    fn effective_weight(&self) -> Tensor {
-        &self.weight * self.scale
+    /// The layer as it is used: scaled once, however often it is applied in one loss.
+    #[must_use]
+    pub fn scaled(&self) -> Layer {
+        Layer { weight: &self.weight * self.scale, bias: self.bias.shallow_clone() }
     }
+}
 
+/// An equalized layer with its effective weight.
+#[derive(Debug)]
+pub struct Layer {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl Layer {
     /// Convolution with as much padding as keeps the side.
     #[must_use]
     pub fn conv(&self, x: &Tensor) -> Tensor {
         let padding = self.weight.size()[2] / 2;
-        x.conv2d(&self.effective_weight(), Some(&self.bias), 1, padding, 1, 1)
+        x.conv2d(&self.weight, Some(&self.bias), 1, padding, 1, 1)
     }
 
     /// Dense layer.
     #[must_use]
     pub fn dense(&self, x: &Tensor) -> Tensor {
-        x.linear(&self.effective_weight(), Some(&self.bias))
+        x.linear(&self.weight, Some(&self.bias))
     }
 
     /// Dense layer onto a 4x4 image: `[n, in] -> [n, c, 4, 4]`, one bias per channel, added after the reshape.
     #[must_use]
     pub fn dense_to_4x4(&self, x: &Tensor) -> Tensor {
         let channels = self.bias.size()[0];
-        x.linear(&self.effective_weight(), None::<Tensor>).view([-1, channels, 4, 4]) + self.bias.view([1, channels, 1, 1])
+        x.linear(&self.weight, None::<Tensor>).view([-1, channels, 4, 4]) + self.bias.view([1, channels, 1, 1])
     }
 
     /// Nearest-neighbour upscaling and 3x3 convolution as one transposed 4x4 convolution: the same function.
     #[must_use]
     pub fn upscaling_conv(&self, x: &Tensor) -> Tensor {
         // a transposed convolution flips its kernel, so it is turned round first
-        let kernel = spread(&self.effective_weight()).flip([2, 3]).transpose(0, 1);
+        let kernel = spread(&self.weight).flip([2, 3]).transpose(0, 1);
         x.conv_transpose2d(&kernel, Some(&self.bias), 2, 1, 0, 1, 1)
     }
 
     /// 3x3 convolution and 2x2 mean as one strided 4x4 convolution: conv, mean, bias, in this order.
     #[must_use]
     pub fn downscaling_conv(&self, x: &Tensor) -> Tensor {
-        x.conv2d(&(spread(&self.effective_weight()) * 0.25), Some(&self.bias), 2, 1, 1, 1)
+        x.conv2d(&(spread(&self.weight) * 0.25), Some(&self.bias), 2, 1, 1, 1)
     }
 }
 
@@ -123,10 +145,10 @@ mod tests {
     use super::*;
     use tch::Device;
 
-    fn layer(out: i64, input: i64) -> Equalized {
+    fn layer(out: i64, input: i64) -> Layer {
         tch::manual_seed(3);
         let options = (Kind::Double, Device::Cpu);
-        Equalized { weight: Tensor::randn([out, input, 3, 3], options), bias: Tensor::randn([out], options), scale: 0.3 }
+        Layer { weight: Tensor::randn([out, input, 3, 3], options), bias: Tensor::randn([out], options) }
     }
 
     fn distance(a: &Tensor, b: &Tensor) -> f64 {

@@ -5,7 +5,7 @@
 //! in the norm of the gradient penalty (`model.gp_norm`).
 
 use super::blocks::{
-    Equalized, RECTIFIER, downscale, leaky, minibatch_deviation, pixel_norm, upscale,
+    Equalized, Layer, RECTIFIER, downscale, leaky, leaky_pixel_norm, minibatch_deviation, pixel_norm, upscale,
 };
 use super::{Batch, Draw, GanModel, Loss, Phase};
 use crate::parameters::Parameters;
@@ -40,23 +40,23 @@ impl Generator {
 
     /// `[n, latent] -> [n, 3, r, r]` at the level's resolution. No tanh: the range is learned.
     fn forward(&self, latents: &Tensor, level: &Level) -> Tensor {
-        let activate = |x: Tensor| pixel_norm(&leaky(&x));
         let top = level.resolution.ilog2() as usize - 2;
-        let mut x = activate(self.dense.dense_to_4x4(&pixel_norm(latents)));
-        x = activate(self.conv.conv(&x));
+        let mut x = leaky_pixel_norm(&self.dense.scaled().dense_to_4x4(&pixel_norm(latents)));
+        x = leaky_pixel_norm(&self.conv.scaled().conv(&x));
         let mut below = None;
         for (i, (conv0, conv1)) in self.blocks[..top].iter().enumerate() {
+            let conv0 = conv0.scaled();
             let up = if self.fused { conv0.upscaling_conv(&x) } else { conv0.conv(&upscale(&x)) };
-            let out = activate(conv1.conv(&activate(up)));
+            let out = leaky_pixel_norm(&conv1.scaled().conv(&leaky_pixel_norm(&up)));
             if i + 1 == top {
                 below = Some(x);
             }
             x = out;
         }
-        let image = self.to_rgb[top].conv(&x);
+        let image = self.to_rgb[top].scaled().conv(&x);
         match below {
             Some(below) if level.fading() => {
-                let old = upscale(&self.to_rgb[top - 1].conv(&below));
+                let old = upscale(&self.to_rgb[top - 1].scaled().conv(&below));
                 image * level.alpha() + old * (1.0 - level.alpha())
             }
             _ => image,
@@ -90,20 +90,48 @@ impl Discriminator {
         }
     }
 
-    /// `[n, 3, r, r] -> [n]`, `n` a multiple of `group`.
-    fn forward(&self, images: &Tensor, level: &Level, group: u32) -> Tensor {
+    /// The layers that take part at `level`, scaled once for all passes of one loss.
+    fn at(&self, level: &Level) -> Scorer {
         let top = level.resolution.ilog2() as usize - 2;
-        let mut x = leaky(&self.from_rgb[top].conv(images));
-        for (i, (conv0, conv1)) in self.blocks[..top].iter().enumerate().rev() {
-            x = leaky(&conv0.conv(&x));
-            x = if self.fused { leaky(&conv1.downscaling_conv(&x)) } else { downscale(&leaky(&conv1.conv(&x))) };
-            if i + 1 == top && level.fading() {
-                let old = leaky(&self.from_rgb[top - 1].conv(&downscale(images)));
-                x = x * level.alpha() + old * (1.0 - level.alpha());
+        Scorer {
+            from_rgb: self.from_rgb[top].scaled(),
+            from_rgb_below: level.fading().then(|| self.from_rgb[top - 1].scaled()),
+            blocks: self.blocks[..top].iter().map(|(conv0, conv1)| (conv0.scaled(), conv1.scaled())).collect(),
+            conv: self.conv.scaled(),
+            dense0: self.dense0.scaled(),
+            dense1: self.dense1.scaled(),
+            fused: self.fused,
+            alpha: level.alpha(),
+        }
+    }
+}
+
+/// The discriminator at one level.
+struct Scorer {
+    from_rgb: Layer,
+    from_rgb_below: Option<Layer>,
+    blocks: Vec<(Layer, Layer)>,
+    conv: Layer,
+    dense0: Layer,
+    dense1: Layer,
+    fused: bool,
+    alpha: f64,
+}
+
+impl Scorer {
+    /// `[n, 3, r, r] -> [n]`, `n` a multiple of `group`.
+    fn score(&self, images: &Tensor, group: u32) -> Tensor {
+        let mut x = leaky(self.from_rgb.conv(images));
+        let mut old = self.from_rgb_below.as_ref().map(|layer| leaky(layer.conv(&downscale(images))));
+        for (conv0, conv1) in self.blocks.iter().rev() {
+            x = leaky(conv0.conv(&x));
+            x = if self.fused { leaky(conv1.downscaling_conv(&x)) } else { downscale(&leaky(conv1.conv(&x))) };
+            if let Some(old) = old.take() {
+                x = x * self.alpha + old * (1.0 - self.alpha);
             }
         }
-        x = leaky(&self.conv.conv(&minibatch_deviation(&x, i64::from(group))));
-        self.dense1.dense(&leaky(&self.dense0.dense(&x.flatten(1, -1)))).view([-1])
+        x = leaky(self.conv.conv(&minibatch_deviation(&x, i64::from(group))));
+        self.dense1.dense(&leaky(self.dense0.dense(&x.flatten(1, -1)))).view([-1])
     }
 }
 
@@ -161,9 +189,10 @@ impl ProGan {
         let mix = (&real + u * (&fake - &real)).set_requires_grad(true);
 
         // reals and fakes in one pass: statistical groups are consecutive samples, so neither sees the other
-        let scores = self.discriminator.forward(&Tensor::cat(&[&real, &fake], 0), level, stage.group);
+        let d = self.discriminator.at(level);
+        let scores = d.score(&Tensor::cat(&[&real, &fake], 0), stage.group);
         let (of_real, of_fake) = (scores.narrow(0, 0, batch.len()), scores.narrow(0, batch.len(), batch.len()));
-        let of_mix = self.discriminator.forward(&mix, level, stage.group);
+        let of_mix = d.score(&mix, stage.group);
         let slope = Tensor::run_backward(&[of_mix.sum(of_mix.kind())], &[&mix], true, true);
         let mut norm = slope[0].flatten(1, -1).norm_scalaropt_dim(2, &[1i64][..], false);
         if a.gp_norm == GpNorm::Full {
@@ -189,7 +218,7 @@ impl ProGan {
     fn generator_loss(&self, stage: &Stage, batch: &Batch, draw: &Draw) -> Loss {
         let latents = draw.normals(Purpose::LatentG, &batch.samples, self.architecture.latent_size);
         let fake = self.generator.forward(&latents, &stage.level);
-        let scores = self.discriminator.forward(&fake, &stage.level, stage.group);
+        let scores = self.discriminator.at(&stage.level).score(&fake, stage.group);
         let objective = scores.sum(scores.kind()) / -f64::from(batch.total);
         let statistics = vec![("loss/g", objective.detach())];
         Loss { objective, statistics }

@@ -86,7 +86,7 @@ fn parameters_have_the_specified_shapes_and_images_the_active_resolution() {
             let side = i64::from(resolution);
             let images = model.sample(&Tensor::randn([8, 16], F64), &level);
             assert_eq!(images.size(), [8, 3, side, side]);
-            assert_eq!(model.discriminator.forward(&images, &level, 4).size(), [8]);
+            assert_eq!(model.discriminator.at(&level).score(&images, 4).size(), [8]);
         }
     }
 }
@@ -105,7 +105,7 @@ fn growing_is_continuous_at_both_ends_of_a_fade() {
         let g = |level: &Level| model.sample(&z, level);
         assert!(distance(&g(&begins), &upscale(&g(&old))) < 1e-9);
         assert!(distance(&g(&ends), &g(&new)) < 1e-9);
-        let d = |x: &Tensor, level: &Level| model.discriminator.forward(x, level, 4);
+        let d = |x: &Tensor, level: &Level| model.discriminator.at(level).score(x, 4);
         assert!(distance(&d(&x, &begins), &d(&downscale(&x), &old)) < 1e-9);
         assert!(distance(&d(&x, &ends), &d(&x, &new)) < 1e-9);
     }
@@ -161,7 +161,7 @@ fn the_penalty_sees_the_gradient_of_the_score() {
     let model = model(narrow(8, Upscale::Unfused));
     let stage = stage(0.0, 8);
     let x = Tensor::randn([4, 3, 8, 8], F64).set_requires_grad(true);
-    let d = |x: &Tensor| model.discriminator.forward(x, &stage.level, 4);
+    let d = |x: &Tensor| model.discriminator.at(&stage.level).score(x, 4);
     let slope = Tensor::run_backward(&[d(&x).sum(Kind::Double)], &[&x], false, false)[0].shallow_clone();
     let h = 1e-5;
     let direction = &slope / slope.square().sum(Kind::Double).sqrt();
