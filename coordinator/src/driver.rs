@@ -6,7 +6,7 @@
 use crate::admission::random_bytes;
 use crate::display::Display;
 use crate::lines::{Level, message};
-use crate::records::{self, Records};
+use crate::records::Records;
 use crate::render::News;
 use crate::server::{Input, Outbox};
 use crate::supervisor::{ChildEvent, Recipe, Supervisor};
@@ -179,7 +179,7 @@ impl<'a> Driver<'a> {
                 if !self.cluster.speaks_for_all(&worker, session, Generation(tick.generation)) {
                     return;
                 }
-                match records::event(&tick.event) {
+                match serde_json::from_str(&tick.event) {
                     Ok(event) => self.metric(event),
                     Err(error) => tracing::warn!("worker {worker} sent a metric that cannot be read: {error}"),
                 }

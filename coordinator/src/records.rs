@@ -111,21 +111,9 @@ async fn earlier(run: &Run, name: &str) -> Result<Bytes, Failure> {
     }
 }
 
-/// Reads an event. `Event`'s own reader cannot: serde buffers what is tagged inside, and numbers as keys do not survive that.
-///
-/// # Errors
-/// It is not one.
-pub fn event(text: &str) -> serde_json::Result<Event> {
-    let value: serde_json::Value = serde_json::from_str(text)?;
-    match value["kind"].as_str() {
-        Some("quality") => serde_json::from_value(value).map(Event::Quality),
-        _ => serde_json::from_value(value),
-    }
-}
-
 /// The lines of events up to `resume`, without any that cannot be read: a copy may have been cut short.
 fn kept(text: &str, resume: ImagesSeen) -> String {
-    let images = |line: &str| match event(line) {
+    let images = |line: &str| match serde_json::from_str(line) {
         Ok(Event::Tick(tick)) => Some(tick.images),
         Ok(Event::Quality(quality)) => Some(quality.images),
         Err(_) => None,

@@ -74,7 +74,10 @@ mod tests {
     /// Pins the definition: if this fails, runs of different versions no longer compare, and the domain must change.
     #[test]
     fn the_definition_has_not_changed() {
-        assert_eq!(manifest().state_hash().to_string(), "8aa668565a63f99207c2fa8e9064c76c1a7dbe1f95e27d46feebaaeb6788c17f");
+        assert_eq!(
+            manifest().state_hash().to_string(),
+            "8aa668565a63f99207c2fa8e9064c76c1a7dbe1f95e27d46feebaaeb6788c17f"
+        );
     }
 
     #[test]

@@ -1,0 +1,51 @@
+//! Where the binaries under test are. Builds them only where there are none: what is tested is what the developer built.
+
+use crate::repository;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::LazyLock;
+
+/// Environment variable that names the folder of the binaries.
+pub const FOLDER: &str = "GANFLEET_BIN_DIR";
+
+/// The `coordinator` under test.
+///
+/// # Panics
+/// When it is neither there nor can be built.
+#[must_use]
+pub fn coordinator() -> &'static Path {
+    static COORDINATOR: LazyLock<PathBuf> = LazyLock::new(|| folder().join("coordinator"));
+    &COORDINATOR
+}
+
+fn folder() -> PathBuf {
+    if let Some(folder) = std::env::var_os(FOLDER) {
+        let folder = PathBuf::from(folder);
+        assert!(complete(&folder), "{FOLDER} is {}, where coordinator and worker are not", folder.display());
+        return folder;
+    }
+    // target/debug/deps/<this test>
+    let test = std::env::current_exe().expect("the system knows where this test is");
+    let folder = test.parent().and_then(Path::parent).expect("cargo puts tests into target/<profile>/deps");
+    let lock = File::create(folder.join("end-to-end.lock")).expect("the target folder can be written");
+    lock.lock().expect("the target folder can be locked");
+    if !complete(folder) {
+        build(folder);
+    }
+    folder.to_owned()
+}
+
+fn complete(folder: &Path) -> bool {
+    ["coordinator", "worker"].iter().all(|name| folder.join(name).is_file())
+}
+
+fn build(folder: &Path) {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["build", "-p", "coordinator", "-p", "worker"]).current_dir(repository());
+    if folder.file_name().is_some_and(|profile| profile == "release") {
+        cargo.arg("--release");
+    }
+    let status = cargo.status().expect("cargo can be started");
+    assert!(status.success() && complete(folder), "coordinator and worker cannot be built into {}", folder.display());
+}

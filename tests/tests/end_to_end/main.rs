@@ -1,0 +1,9 @@
+//! The product as its users meet it: real coordinators and workers on tiny runs, judged by exit codes, events and files.
+
+mod bad_inputs;
+mod bitwise;
+mod damage;
+mod deaths;
+mod finished;
+mod object_store;
+mod records;
