@@ -82,8 +82,8 @@ default = 8
 
 [cluster]
 workers = 2
-patience = "1s"
-orphan_patience = "1s"
+patience = "5s"
+orphan_patience = "5s"
 
 [checkpoint]
 url = "runs"

@@ -87,7 +87,7 @@ impl<'a> Launched<'a> {
                 }
                 Err(error) => {
                     processes::signal(self.process.pid, Signal::SIGKILL);
-                    panic!("no {what} ({error}) in {:#?}\n{}", self.seen, self.process.stderr());
+                    panic!("no {what} ({error}) in:\n{}\n{}", told(&self.seen), self.process.stderr());
                 }
             }
         }
@@ -124,22 +124,27 @@ impl<'a> Launched<'a> {
         let _ = killpg(Pid::from_raw(self.process.pid), Signal::SIGINT);
     }
 
-    /// Waits for its end.
+    /// Waits for its end and that of its output.
     ///
     /// # Panics
     /// When it does not end.
+    #[must_use]
     pub fn end(mut self) -> End {
         let began = Instant::now();
         let code = self.process.end(PATIENCE);
         let took = began.elapsed();
+        self.read_out();
+        End { code, seen: std::mem::take(&mut self.seen), stderr: self.process.stderr(), took }
+    }
+
+    fn read_out(&mut self) {
         loop {
             match self.events.recv_timeout(PATIENCE) {
                 Ok(event) => self.seen.push(event),
-                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Disconnected) => return,
                 Err(RecvTimeoutError::Timeout) => panic!("something still holds the coordinator's output"),
             }
         }
-        End { code, seen: std::mem::take(&mut self.seen), stderr: self.process.stderr(), took }
     }
 
     /// Waits for its end, which must be success, with nothing left running.
@@ -182,8 +187,12 @@ impl End {
     /// All that it said, for the message of a failed test.
     #[must_use]
     pub fn story(&self) -> String {
-        let told = self.seen.iter().filter(|event| event["event"] != "progress" && event["event"] != "tick");
-        let lines: Vec<String> = told.map(Value::to_string).collect();
-        format!("exit code {} after:\n{}\n{}", self.code, lines.join("\n"), self.stderr)
+        format!("exit code {} after:\n{}\n{}", self.code, told(&self.seen), self.stderr)
     }
+}
+
+/// Events as lines, without those that only say where the run stands.
+fn told(events: &[Value]) -> String {
+    let telling = events.iter().filter(|event| event["event"] != "progress" && event["event"] != "tick");
+    telling.map(Value::to_string).collect::<Vec<_>>().join("\n")
 }

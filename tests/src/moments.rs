@@ -20,7 +20,8 @@ impl Moments {
     /// When `GANFLEET_SEED` is no number.
     #[must_use]
     pub fn new(kind: &str, trial: u64) -> Self {
-        let seed: u64 = std::env::var("GANFLEET_SEED").map_or(1, |text| text.parse().expect("GANFLEET_SEED is a number"));
+        let seed: u64 =
+            std::env::var("GANFLEET_SEED").map_or(1, |text| text.parse().expect("GANFLEET_SEED is a number"));
         let of_kind = kind.bytes().fold(seed, |hash, byte| hash.wrapping_mul(0x0100_0000_01b3) ^ u64::from(byte));
         Self(of_kind.wrapping_mul(1000).wrapping_add(trial))
     }

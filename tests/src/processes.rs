@@ -76,11 +76,13 @@ pub fn adopt_orphans() {
 /// When it does not end `within` this time.
 #[must_use]
 pub fn end_of_orphan(pid: i32, within: Duration) -> i32 {
-    until(within, &format!("the end of process {pid}"), || match waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG)) {
-        Ok(WaitStatus::Exited(_, code)) => Some(code),
-        Ok(WaitStatus::Signaled(_, signal, _)) => Some(-(signal as i32)),
-        // its own parent may have died a moment ago, and it is not handed over yet
-        Ok(_) | Err(Errno::ECHILD | Errno::EINTR) => None,
-        Err(error) => panic!("the end of process {pid} cannot be learned: {error}"),
+    until(within, &format!("the end of process {pid}"), || {
+        match waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(_, code)) => Some(code),
+            Ok(WaitStatus::Signaled(_, signal, _)) => Some(-(signal as i32)),
+            // its own parent may have died a moment ago, and it is not handed over yet
+            Ok(_) | Err(Errno::ECHILD | Errno::EINTR) => None,
+            Err(error) => panic!("the end of process {pid} cannot be learned: {error}"),
+        }
     })
 }

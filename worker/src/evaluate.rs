@@ -3,6 +3,7 @@
 
 use crate::generate;
 use crate::trainer::{StepError, Trainer};
+use common::families::progan::Level;
 use common::metrics::Quality;
 use common::seed::{Purpose, Stream};
 use data::Pyramid;
@@ -80,7 +81,7 @@ fn halves(pyramid: &Pyramid) -> (Vec<usize>, Vec<usize>) {
     sides
 }
 
-/// The distance of `count` made images at the present level to real ones. Every rank calls it at the same step; rank 0
+/// The distance of images made at `level` to real ones of its resolution. Every rank calls it at the same step; rank 0
 /// gets the answer.
 ///
 /// # Errors
@@ -88,13 +89,14 @@ fn halves(pyramid: &Pyramid) -> (Vec<usize>, Vec<usize>) {
 pub fn sliced_wasserstein(
     trainer: &mut Trainer,
     pyramid: &Pyramid,
+    level: Level,
     floors: &mut BTreeMap<u32, BTreeMap<u32, f64>>,
 ) -> Result<Option<Quality>, EvaluateError> {
     let config = trainer.config();
-    let (seed, resolution) = (config.seed, trainer.stage().level.resolution);
+    let (seed, resolution) = (config.seed, level.resolution);
     let count = (config.metrics.images as usize).min(pyramid.len()) as u32;
     let mirror = config.data.mirror.then_some(seed);
-    let made = generate::together(trainer, Purpose::Evaluate, count)?;
+    let made = generate::together(trainer, Purpose::Evaluate, level, count)?;
     if trainer.communicator().rank() != 0 {
         return Ok(None);
     }

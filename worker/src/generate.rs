@@ -25,7 +25,6 @@ pub fn to_bytes(images: &Tensor) -> Vec<u8> {
 }
 
 /// The latents of images `indices`, one stream each.
-#[must_use]
 pub fn latents(seed: u64, purpose: Purpose, indices: &Range<u32>, size: u32, device: Device) -> Tensor {
     let mut values = vec![0.0f32; indices.len() * size as usize];
     for (row, index) in values.chunks_exact_mut(size as usize).zip(indices.clone()) {
@@ -47,13 +46,13 @@ pub fn images(
     pieces.flat_map(|piece| to_bytes(&model.sample(&latents(&piece), level))).collect()
 }
 
-/// `count` images at the present level, made by all ranks and known to all. Every rank calls it at the same step.
+/// `count` images at `level`, made by all ranks and known to all. Every rank calls it at the same step.
 ///
 /// # Errors
 /// When a rank is lost.
-pub fn together(trainer: &mut Trainer, purpose: Purpose, count: u32) -> Result<Vec<u8>, StepError> {
+pub fn together(trainer: &mut Trainer, purpose: Purpose, level: Level, count: u32) -> Result<Vec<u8>, StepError> {
     let (rank, world) = (trainer.communicator().rank(), trainer.communicator().world());
-    let (seed, device, level) = (trainer.config().seed, trainer.device(), trainer.stage().level);
+    let (seed, device) = (trainer.config().seed, trainer.device());
     let image = 3 * level.resolution.pow(2) as usize;
     // each round, every rank makes the same number of images, and the round fits in one exchange
     let each = (EXCHANGE / image / world as usize).clamp(1, count.max(1) as usize) as u32;

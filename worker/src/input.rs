@@ -3,8 +3,8 @@
 //! One thread reads the prepared pyramid and mirrors; which images a step shows is a pure function of images seen, so the
 //! thread needs only to be told which steps come. Nothing here decodes an image or knows a network.
 
-use common::seed::{Purpose, Stream};
 use crate::trainer::Upcoming;
+use common::seed::{Purpose, Stream};
 use data::{DataError, Order, Pyramid};
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -136,7 +136,9 @@ fn supported(config: &RunConfig, device: Device) -> Result<(), Failure> {
         _ => {}
     }
     match (config.cluster.backend, device) {
-        (Backend::Nccl, Device::Cpu) => no("cluster.backend = \"nccl\" needs a GPU on every worker; use \"auto\" or \"tcp\""),
+        (Backend::Nccl, Device::Cpu) => {
+            no("cluster.backend = \"nccl\" needs a GPU on every worker; use \"auto\" or \"tcp\"")
+        }
         (Backend::Nccl, _) => no("cluster.backend = \"nccl\" is not built yet"),
         (_, Device::Cuda(_)) if config.train.determinism == Determinism::Bitwise => {
             no("train.determinism = \"bitwise\" holds on CPUs only")
@@ -174,7 +176,9 @@ fn device(cuda: &Cuda) -> Device {
         }
         Cuda::NoDriver => Device::Cpu,
         Cuda::NoLibrary => {
-            tracing::warn!("this machine has an NVIDIA driver, but libtorch's CUDA half is missing: scripts/setup --cuda");
+            tracing::warn!(
+                "this machine has an NVIDIA driver, but libtorch's CUDA half is missing: scripts/setup --cuda"
+            );
             Device::Cpu
         }
         Cuda::Failed(why) => {

@@ -55,9 +55,7 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .with_target(false)
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_env("GANFLEET_LOG").unwrap_or_else(|_| "info".into()),
-        )
+        .with_env_filter(tracing_subscriber::EnvFilter::try_from_env("GANFLEET_LOG").unwrap_or_else(|_| "info".into()))
         .init();
     if let Err(error) = kept {
         tracing::warn!("{error}");

@@ -59,7 +59,6 @@ impl Parameters {
     ///
     /// # Panics
     /// When the module has none: a defect of the network's code, not of any input.
-    #[must_use]
     pub fn get(&self, name: &str) -> &Tensor {
         let index = self.index.get(name).unwrap_or_else(|| panic!("the network has no parameter {name}"));
         &self.tensors[*index]
@@ -72,7 +71,6 @@ impl Parameters {
     }
 
     /// The tensors, in the same order.
-    #[must_use]
     pub fn tensors(&self) -> &[Tensor] {
         &self.tensors
     }

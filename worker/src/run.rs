@@ -13,6 +13,7 @@ use crate::outputs::Outputs;
 use crate::trainer::{Flags, Trainer};
 use agent::{Activity, Agent, Commands, Progress, Stored};
 use common::checkpoint::TrainerCursor;
+use common::families::progan::Level;
 use common::ids::ImagesSeen;
 use common::metrics::{Event, Tick};
 use common::seed::Purpose;
@@ -124,6 +125,7 @@ impl<'t, 'a> Training<'t, 'a> {
         if self.images() == 0 {
             self.reals();
             self.fakes()?;
+            self.evaluate_untrained()?;
         }
         let ending = loop {
             if self.trainer.position().begins_cycle() && self.images() >= self.trainer.config().train.total_images() {
@@ -135,7 +137,8 @@ impl<'t, 'a> Training<'t, 'a> {
         };
         if ending == Ending::Complete {
             self.fakes()?;
-            self.evaluate()?;
+            let level = self.trainer.stage().level;
+            self.evaluate(level)?;
         }
         self.report(Activity::Checkpoint, 0.0);
         let cursor = self.cursor();
@@ -195,7 +198,10 @@ impl<'t, 'a> Training<'t, 'a> {
         self.announce(done);
         let every = images_of(self.trainer.config().checkpoint.every_kimg);
         let wanted = agreed.checkpoint > 0.0 && !self.parts.checkpoints.in_flight();
-        if wanted || self.parts.checkpoints.due(self.images(), every) {
+        // A round has one state for each count of images that is stored while it goes on: the one after its last step. A
+        // state between D's step and G's has the same count, and would pass for it when the run ends.
+        let round_begins = self.trainer.position().step == 0;
+        if round_begins && (wanted || self.parts.checkpoints.due(self.images(), every)) {
             self.wish = false;
             let began = Instant::now();
             let cursor = self.cursor();
@@ -216,7 +222,8 @@ impl<'t, 'a> Training<'t, 'a> {
             self.fakes()?;
         }
         if metrics > 0 && passed(before, now, metrics) && !ends {
-            self.evaluate()?;
+            let level = self.trainer.stage().level;
+            self.evaluate(level)?;
         }
         if ticks { self.end_tick() } else { Ok(()) }
     }
@@ -263,13 +270,24 @@ impl<'t, 'a> Training<'t, 'a> {
         Ok(())
     }
 
-    fn evaluate(&mut self) -> Result<(), Failure> {
+    /// A run that is evaluated at its end only says where it started too: the untrained network at full resolution.
+    fn evaluate_untrained(&mut self) -> Result<(), Failure> {
+        if self.trainer.config().metrics.every_kimg > 0.0 {
+            return Ok(());
+        }
+        let level = Level { lod: 0.0, resolution: self.trainer.config().model.resolution() };
+        self.evaluate(level)?;
+        self.best.clear(); // it is no result of training
+        Ok(())
+    }
+
+    fn evaluate(&mut self, level: Level) -> Result<(), Failure> {
         if !self.trainer.config().metrics.swd {
             return Ok(());
         }
         let began = Instant::now();
         self.report(Activity::Evaluate, 0.0);
-        let quality = evaluate::sliced_wasserstein(self.trainer, &self.parts.pyramid, &mut self.floors)?;
+        let quality = evaluate::sliced_wasserstein(self.trainer, &self.parts.pyramid, level, &mut self.floors)?;
         if let Some(quality) = quality {
             let mean = quality.levels.values().sum::<f64>() / quality.levels.len().max(1) as f64;
             let best = self.best.entry(quality.metric.clone()).or_insert(mean);
@@ -304,9 +322,10 @@ impl<'t, 'a> Training<'t, 'a> {
         let config = self.trainer.config();
         let shown = config.model.resolution();
         let shape = config.samples.grid.shape(shown);
-        let images = generate::together(self.trainer, Purpose::Sample, shape.0 * shape.1)?;
+        let level = self.trainer.stage().level;
+        let images = generate::together(self.trainer, Purpose::Sample, level, shape.0 * shape.1)?;
         let name = format!("samples/fakes{:06}.png", self.images() / 1000);
-        let resolution = self.trainer.stage().level.resolution;
+        let resolution = level.resolution;
         self.parts.outputs.grid(name, images, resolution, shown, shape);
         self.tick.other += began.elapsed();
         Ok(())
@@ -322,7 +341,10 @@ impl<'t, 'a> Training<'t, 'a> {
             phase: position.step,
             last_knee: self.trainer.knee(),
             skipped_updates: self.trainer.skipped_updates(),
-            optimizer_steps: modules.zip(self.trainer.optimizers()).map(|(m, o)| ((*m).to_owned(), o.steps())).collect(),
+            optimizer_steps: modules
+                .zip(self.trainer.optimizers())
+                .map(|(m, o)| ((*m).to_owned(), o.steps()))
+                .collect(),
             tick_start_images: self.tick.start_images,
             seconds: self.seconds_before + self.began.elapsed().as_secs_f64(),
             best: self.best.clone(),
@@ -331,7 +353,12 @@ impl<'t, 'a> Training<'t, 'a> {
 
     fn announce(&self, committed: Option<Committed>) {
         let Some(done) = committed else { return };
-        tracing::info!("checkpoint {} committed in {:.2} s, {} bytes sent", done.key, done.took.as_secs_f64(), done.bytes);
+        tracing::info!(
+            "checkpoint {} committed in {:.2} s, {} bytes sent",
+            done.key,
+            done.took.as_secs_f64(),
+            done.bytes
+        );
         self.parts.agent.stored(Stored {
             images: done.images,
             manifest: done.key,

@@ -227,7 +227,7 @@ pub struct RawS3 {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawMetrics {
-    /// Distance between evaluations in kimg; 0 evaluates at the end only.
+    /// Distance between evaluations in kimg; 0 evaluates the untrained network and the end only.
     #[schemars(range(min = 0.0, max = 1_000_000_000.0))]
     pub every_kimg: Option<f64>,
     /// Metrics to compute; an empty list computes none.

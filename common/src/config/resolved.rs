@@ -251,7 +251,7 @@ pub struct S3 {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Metrics {
-    /// Distance between evaluations in kimg; 0 = only at the end.
+    /// Distance between evaluations in kimg; 0 = only the untrained network and the end.
     pub every_kimg: f64,
     /// Sliced Wasserstein distance on or off.
     pub swd: bool,

@@ -1,1 +1,133 @@
-//! x
+//! Ends that nobody planned, at random moments: a worker killed, the coordinator killed, Ctrl-C once and twice. Each time
+//! nothing is left running, no checkpoint is damaged, the exit code is the documented one, and the run goes on to the same
+//! last bit as if nothing had happened.
+
+use crate::finished::finished;
+use nix::sys::signal::Signal;
+use std::time::Duration;
+use tests::experiment::Experiment;
+use tests::launched::Launched;
+use tests::machine::Machine;
+use tests::moments::{Moments, trials};
+use tests::{PATIENCE, processes, until};
+
+/// A lost worker must end the run within this time.
+const LOSS: Duration = Duration::from_secs(5);
+/// `cluster.orphan_patience` of these runs.
+const ORPHAN_PATIENCE: Duration = Duration::from_secs(1);
+/// For a last step and its checkpoint, on a busy machine.
+const LAST_STEP: Duration = Duration::from_secs(10);
+/// A worker that has no place in a run yet waits this long for a coordinator that fell silent, whatever the run says.
+const BEFORE_A_PLACE: Duration = Duration::from_secs(10);
+
+/// One trial: a run brought to a random moment, struck by `strike`, and what must hold afterwards.
+fn trial(kind: &str, number: u64, strike: impl FnOnce(Launched<'_>, &Machine, &str)) {
+    let machine = Machine::new();
+    let patience = "1s";
+    let impatient = Experiment::tiny().with("cluster.patience", patience).with("cluster.orphan_patience", patience);
+    machine.experiment(&impatient);
+    let mut moments = Moments::new(kind, number);
+    let mut run = machine.launch(&[]);
+    let moment = moments.reach(&mut run);
+    strike(run, &machine, &format!("trial {number} of {kind}, {moment}"));
+
+    let url = machine.run().display().to_string();
+    if !machine.manifests().is_empty() {
+        assert_eq!(machine.verify(&url), machine.manifests().len(), "{kind}, {moment}");
+    }
+    let workers = (1 + moments.below(3)).to_string();
+    let end = machine.launch(&["--resume", "auto", "--workers", &workers]).succeed();
+    assert_eq!(end.reason(), "complete", "{kind}, {moment}: {}", end.story());
+    assert_eq!(machine.state_hash(&url), finished().hash, "{kind}, {moment}, resumed with {workers}: {}", end.story());
+    machine.verify(&url);
+}
+
+#[test]
+fn a_killed_worker_ends_the_run_within_5_s_with_code_6() {
+    for number in 0..trials() {
+        trial("killed worker", number, |mut run, machine, what| {
+            let workers = || Some(machine.workers()).filter(|workers| workers.len() == 2);
+            let workers = until(PATIENCE, "two workers", workers);
+            run.let_pass(Duration::ZERO);
+            processes::signal(workers[number as usize % 2], Signal::SIGKILL);
+            let end = run.end();
+            assert!(end.took <= LOSS, "{what}: it took {:?}: {}", end.took, end.story());
+            assert_eq!(end.code, 6, "{what}: {}", end.story());
+            assert_eq!(end.reason(), "lost", "{what}: {}", end.story());
+            let cause = &end.ended()["outcome"]["reason"]["cause"];
+            assert_eq!((&cause["cause"], &cause["status"]["signal"]), (&"exited".into(), &9.into()), "{what}");
+            machine.assert_nothing_runs(Duration::from_secs(1));
+        });
+    }
+}
+
+#[test]
+fn workers_of_a_killed_coordinator_store_their_state_and_leave_with_code_7() {
+    processes::adopt_orphans();
+    for number in 0..trials() {
+        trial("killed coordinator", number, |run, machine, what| {
+            let begun = run.has_begun();
+            run.signal(Signal::SIGKILL);
+            let workers = machine.workers();
+            let end = run.end();
+            assert_eq!(end.code, -9, "{what}");
+            let patience = if begun { ORPHAN_PATIENCE } else { BEFORE_A_PLACE } + LAST_STEP;
+            machine.assert_nothing_runs(patience);
+            for worker in workers {
+                let code = processes::end_of_orphan(worker, Duration::from_secs(5));
+                // without a place in the run there is nothing to store: nobody answered, that is all
+                let documented = if begun { code == 7 } else { [7, 8].contains(&code) };
+                assert!(documented, "{what}: worker {worker} left with {code}: {}", log(machine));
+            }
+            assert!(!begun || !machine.manifests().is_empty(), "{what}: nothing is stored: {}", log(machine));
+        });
+    }
+}
+
+#[test]
+fn an_interrupt_stores_the_state_and_ends_with_code_0() {
+    for number in 0..trials() {
+        trial("interrupt", number, |run, machine, what| {
+            let begun = run.has_begun();
+            run.interrupt();
+            let end = run.end();
+            assert_eq!(end.code, 0, "{what}: {}", end.story());
+            machine.assert_nothing_runs(Duration::from_secs(1));
+            match end.reason() {
+                "stopped" => {
+                    let advice = end.ended()["resume_with"].as_str().unwrap_or_default();
+                    assert!(advice.starts_with("coordinator resume file://"), "{what}: {}", end.story());
+                    let newest = end.ended()["outcome"]["newest"]["manifest"].as_str().unwrap_or_default();
+                    assert!(machine.run().join(newest).is_file(), "{what}: {}", end.story());
+                }
+                "withdrawn" => assert!(!begun && machine.manifests().is_empty(), "{what}: {}", end.story()),
+                other => panic!("{what}: {other}: {}", end.story()),
+            }
+        });
+    }
+}
+
+/// SIGINT and SIGTERM at once: two of one kind that come together are one to the system.
+#[test]
+fn a_second_interrupt_ends_everything_at_once_with_code_130() {
+    for number in 0..trials() {
+        trial("two interrupts", number, |run, machine, what| {
+            let begun = run.has_begun();
+            run.interrupt();
+            run.signal(Signal::SIGTERM);
+            let end = run.end();
+            machine.assert_nothing_runs(Duration::from_secs(1));
+            assert!(end.took <= Duration::from_secs(5), "{what}: it took {:?}: {}", end.took, end.story());
+            match (end.code, end.reason()) {
+                (130, "killed") => {}
+                // the first alone ended it: there was nothing yet to wait for
+                (0, "withdrawn") => assert!(!begun, "{what}: {}", end.story()),
+                _ => panic!("{what}: {}", end.story()),
+            }
+        });
+    }
+}
+
+fn log(machine: &Machine) -> String {
+    std::fs::read_to_string(machine.run().join("log.txt")).unwrap_or_default()
+}

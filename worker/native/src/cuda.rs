@@ -4,6 +4,9 @@
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+static LOADED: OnceLock<Library> = OnceLock::new();
 
 /// What came of looking for a GPU.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,7 +34,8 @@ pub fn load(folders: &[PathBuf]) -> Cuda {
     // version that is already linked in; that is what they are made for. It is never unloaded.
     match unsafe { Library::open(Some(&path), RTLD_NOW | RTLD_GLOBAL) } {
         Ok(library) => {
-            std::mem::forget(library);
+            // kept for the life of the process: its kernels are registered
+            let _first = LOADED.set(library);
             Cuda::Loaded(path)
         }
         Err(error) => Cuda::Failed(error.to_string()),

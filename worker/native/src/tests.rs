@@ -1,7 +1,7 @@
 use super::*;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::path::Path;
 use tch::{Device, Kind};
 
 const CPU: (Kind, Device) = (Kind::Float, Device::Cpu);

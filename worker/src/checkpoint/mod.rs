@@ -97,8 +97,10 @@ impl Checkpoints {
     #[must_use]
     pub fn new(runtime: Arc<Runtime>, run: Run, identity: Identity, parent: Option<Manifest>) -> Self {
         let last = parent.as_ref().map(|m| m.cursor.images);
+        // one stored within a round is not the state that its images will name at the end of the round
+        let complete = parent.as_ref().filter(|m| m.cursor.phase == 0).map(|m| m.cursor.images);
         let (parent, candidate, in_flight, committing) = (parent.map(Arc::new), None, None, None);
-        Self { runtime, run, identity, parent, candidate, in_flight, committing, last, complete: last, stored_at: last }
+        Self { runtime, run, identity, parent, candidate, in_flight, committing, last, complete, stored_at: complete }
     }
 
     /// Whether one is due at `images`: when a multiple of `every` images was passed since the last began. The same on

@@ -47,12 +47,8 @@ pub async fn restore(run: &Run, key: ManifestKey, trainer: &mut Trainer) -> Resu
     for (module, optimizer) in names.iter().zip(trainer.optimizers_mut()) {
         optimizer.set_steps(cursor.optimizer_steps.get(*module).copied().unwrap_or(0));
     }
-    let position = Position {
-        images: cursor.images,
-        cycle_images: cursor.cycle_images,
-        round: cursor.repeat,
-        step: cursor.phase,
-    };
+    let position =
+        Position { images: cursor.images, cycle_images: cursor.cycle_images, round: cursor.repeat, step: cursor.phase };
     trainer.restore(position, cursor.last_knee, cursor.skipped_updates);
     Ok(manifest)
 }

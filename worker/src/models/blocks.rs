@@ -14,32 +14,27 @@ const SLOPE: f64 = 0.2;
 const EPSILON: f64 = 1e-8;
 
 /// Leaky ReLU with slope 0.2, in place.
-#[must_use]
 pub fn leaky(x: Tensor) -> Tensor {
     native::leaky_relu(x, SLOPE).expect("activations are floating-point tensors that are no leaves")
 }
 
 /// Leaky ReLU and pixel norm of G in one pass over memory. Differentiable once, which is all that a generator needs.
-#[must_use]
 pub fn leaky_pixel_norm(x: &Tensor) -> Tensor {
     native::leaky_pixel_norm(x, SLOPE, EPSILON).expect("activations are floating-point tensors")
 }
 
 /// Each pixel's feature vector scaled to unit mean square (PGGAN 4.2): `x / sqrt(mean_c(x^2) + 1e-8)`.
-#[must_use]
 pub fn pixel_norm(x: &Tensor) -> Tensor {
     x * ((x * x).mean_dim(&[1i64][..], true, None::<Kind>) + EPSILON).rsqrt()
 }
 
 /// Nearest neighbour, twice the side.
-#[must_use]
 pub fn upscale(x: &Tensor) -> Tensor {
     let (_, _, h, w) = x.size4().expect("an image has four dimensions");
     x.upsample_nearest2d([h * 2, w * 2], None, None)
 }
 
 /// Mean of 2x2 pixels, half the side.
-#[must_use]
 pub fn downscale(x: &Tensor) -> Tensor {
     x.avg_pool2d(2, 2, 0, false, true, None)
 }
@@ -50,7 +45,6 @@ pub fn downscale(x: &Tensor) -> Tensor {
 /// that the statistic does not depend on how many workers share it; the authors group by stride instead, which is the
 /// same statistic over another, equally random, choice of samples. Population variance, `sqrt(var + 1e-8)`, mean over
 /// c, h, w, one number for every sample of the group.
-#[must_use]
 pub fn minibatch_deviation(x: &Tensor, group: i64) -> Tensor {
     let (n, c, h, w) = x.size4().expect("an activation has four dimensions");
     let grouped = x.view([n / group, group, c * h * w]);
@@ -99,27 +93,23 @@ pub struct Layer {
 
 impl Layer {
     /// Convolution with as much padding as keeps the side.
-    #[must_use]
     pub fn conv(&self, x: &Tensor) -> Tensor {
         let padding = self.weight.size()[2] / 2;
         x.conv2d(&self.weight, Some(&self.bias), 1, padding, 1, 1)
     }
 
     /// Dense layer.
-    #[must_use]
     pub fn dense(&self, x: &Tensor) -> Tensor {
         x.linear(&self.weight, Some(&self.bias))
     }
 
     /// Dense layer onto a 4x4 image: `[n, in] -> [n, c, 4, 4]`, one bias per channel, added after the reshape.
-    #[must_use]
     pub fn dense_to_4x4(&self, x: &Tensor) -> Tensor {
         let channels = self.bias.size()[0];
         x.linear(&self.weight, None::<Tensor>).view([-1, channels, 4, 4]) + self.bias.view([1, channels, 1, 1])
     }
 
     /// Nearest-neighbour upscaling and 3x3 convolution as one transposed 4x4 convolution: the same function.
-    #[must_use]
     pub fn upscaling_conv(&self, x: &Tensor) -> Tensor {
         // a transposed convolution flips its kernel, so it is turned round first
         let kernel = spread(&self.weight).flip([2, 3]).transpose(0, 1);
@@ -127,7 +117,6 @@ impl Layer {
     }
 
     /// 3x3 convolution and 2x2 mean as one strided 4x4 convolution: conv, mean, bias, in this order.
-    #[must_use]
     pub fn downscaling_conv(&self, x: &Tensor) -> Tensor {
         x.conv2d(&(spread(&self.weight) * 0.25), Some(&self.bias), 2, 1, 1, 1)
     }

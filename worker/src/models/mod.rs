@@ -69,7 +69,6 @@ pub struct Draw {
 
 impl Draw {
     /// `[n, width]` draws from N(0, 1).
-    #[must_use]
     pub fn normals(&self, purpose: Purpose, samples: &Range<u32>, width: u32) -> Tensor {
         let mut values = vec![0.0f32; samples.len() * width as usize];
         if width > 0 {
@@ -81,7 +80,6 @@ impl Draw {
     }
 
     /// `[n]` draws from U(0, 1).
-    #[must_use]
     pub fn uniforms(&self, purpose: Purpose, samples: &Range<u32>) -> Tensor {
         let draw = |sample| Stream::new(self.seed, purpose, self.step, u64::from(sample)).uniform();
         self.tensor(&samples.clone().map(draw).collect::<Vec<f32>>())

@@ -32,7 +32,9 @@ impl Generator {
         Self {
             dense: layer(4, "dense", RECTIFIER / 4.0),
             conv: layer(4, "conv", RECTIFIER),
-            blocks: (a.resolutions().skip(1)).map(|r| (layer(r, "conv0", RECTIFIER), layer(r, "conv1", RECTIFIER))).collect(),
+            blocks: (a.resolutions().skip(1))
+                .map(|r| (layer(r, "conv0", RECTIFIER), layer(r, "conv1", RECTIFIER)))
+                .collect(),
             to_rgb: a.resolutions().map(|r| layer(r, "rgb", 1.0)).collect(),
             fused: a.upscale == Upscale::Fused,
         }
@@ -82,7 +84,9 @@ impl Discriminator {
         let layer = |r: u32, name: &str, gain| Equalized::new(p, &format!("d.{r}.{name}"), gain);
         Self {
             from_rgb: a.resolutions().map(|r| layer(r, "rgb", RECTIFIER)).collect(),
-            blocks: (a.resolutions().skip(1)).map(|r| (layer(r, "conv0", RECTIFIER), layer(r, "conv1", RECTIFIER))).collect(),
+            blocks: (a.resolutions().skip(1))
+                .map(|r| (layer(r, "conv0", RECTIFIER), layer(r, "conv1", RECTIFIER)))
+                .collect(),
             conv: layer(4, "conv", RECTIFIER),
             dense0: layer(4, "dense0", RECTIFIER),
             dense1: layer(4, "dense1", 1.0),
@@ -194,10 +198,11 @@ impl ProGan {
         let (of_real, of_fake) = (scores.narrow(0, 0, batch.len()), scores.narrow(0, batch.len(), batch.len()));
         let of_mix = d.score(&mix, stage.group);
         let slope = Tensor::run_backward(&[of_mix.sum(of_mix.kind())], &[&mix], true, true);
-        let mut norm = slope[0].flatten(1, -1).norm_scalaropt_dim(2, &[1i64][..], false);
-        if a.gp_norm == GpNorm::Full {
-            norm = norm / 2f64.powf(level.lod.floor());
-        }
+        let active = slope[0].flatten(1, -1).norm_scalaropt_dim(2, &[1i64][..], false);
+        let norm = match a.gp_norm {
+            GpNorm::Active => active,
+            GpNorm::Full => active / 2f64.powf(level.lod.floor()),
+        };
         let penalty = (&norm - a.gp_target).square() * (a.gp_weight / a.gp_target.powi(2));
         let drift = of_real.square() * a.drift;
 

@@ -171,7 +171,6 @@ impl Gradients {
     }
 
     /// Sum of squares of the reduced gradient, one float on the device. Not finite where the gradient is not.
-    #[must_use]
     pub fn squared_norm(&self) -> Tensor {
         let all = self.flat.narrow(0, 0, (self.flat.numel() - FLAGS) as i64);
         all.dot(&all)
@@ -184,13 +183,11 @@ impl Gradients {
     }
 
     /// The gradients, each in its parameter's shape.
-    #[must_use]
     pub fn views(&self) -> &[Tensor] {
         &self.views
     }
 
     /// The whole buffer, flags at the end.
-    #[must_use]
     pub fn flat(&self) -> &Tensor {
         &self.flat
     }

@@ -230,8 +230,7 @@ impl Trainer {
         let offset = i64::from(samples.start - self.stage.samples(mine).start);
         let real = real.filter(|_| phase.shows_images).map(|t| t.narrow(0, offset, samples.len() as i64));
         let batch = Batch { real: real.map(|t| t.to_device(self.device)), samples, total: self.stage.minibatch };
-        let draw =
-            Draw { seed: self.config.seed, step: self.position.images, kind: Kind::Float, device: self.device };
+        let draw = Draw { seed: self.config.seed, step: self.position.images, kind: Kind::Float, device: self.device };
         let loss = self.model.loss(phase, &self.stage, &batch, &draw);
         let observations = piece.len() as f64 / f64::from(self.stage.groups());
         for (name, share) in &loss.statistics {

@@ -36,12 +36,8 @@ fn config(determinism: &str, more: &str) -> RunConfig {
         "#
     );
     let folder = std::path::Path::new("/");
-    let layers = Layers {
-        base: Base::File { path: "t.toml", text: &text, folder },
-        env: &[],
-        set: &[],
-        working_dir: folder,
-    };
+    let layers =
+        Layers { base: Base::File { path: "t.toml", text: &text, folder }, env: &[], set: &[], working_dir: folder };
     resolve(&layers, 1).unwrap_or_else(|e| panic!("{e}")).config
 }
 
@@ -212,7 +208,8 @@ fn a_gradient_that_is_not_finite_skips_the_same_update_on_every_rank() {
         let config = config(determinism, "");
         let answers = on_ranks(2, &config, |mut t| {
             take(&mut t, 4);
-            let before = Vec::<f32>::try_from(&t.model().parameters("d").get("d.4.conv.weight").flatten(0, -1)).unwrap();
+            let before =
+                Vec::<f32>::try_from(&t.model().parameters("d").get("d.4.conv.weight").flatten(0, -1)).unwrap();
             // the weight that multiplies every score of this step; put back afterwards
             let bias = t.model().parameters("d").get("d.4.dense1.bias").detach();
             let kept = bias.copy();
@@ -257,7 +254,12 @@ fn statistics_are_means_over_the_minibatch_whatever_the_world() {
     };
     let (one, three) = (means(1), means(3));
     for name in ["loss/d", "loss/g", "score/real", "gradient_norm/d", "gradient_norm/mix"] {
-        assert!((one[name] - three[name]).abs() < 1e-4 * one[name].abs().max(1.0), "{name}: {} {}", one[name], three[name]);
+        assert!(
+            (one[name] - three[name]).abs() < 1e-4 * one[name].abs().max(1.0),
+            "{name}: {} {}",
+            one[name],
+            three[name]
+        );
     }
 }
 

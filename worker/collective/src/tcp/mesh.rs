@@ -34,6 +34,9 @@ pub const WORLD_MAX: usize = 256;
 /// Deadline of a call until [`crate::Collective::set_deadline`] sets another.
 pub const DEADLINE_DEFAULT: Duration = Duration::from_secs(30);
 
+/// Longest deadline of a forming; a later one is taken for this.
+const FORMING_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// A connection that has not proven itself within this time is closed.
 const HANDSHAKE: Duration = Duration::from_secs(2);
 
@@ -112,6 +115,7 @@ impl Mesh {
     /// [`CollectiveError::TimedOut`], [`CollectiveError::Aborted`], [`CollectiveError::Io`].
     pub fn form(self, listener: &mut Listener, deadline: Duration) -> Result<Tcp, CollectiveError> {
         listener.turn_to(self.membership.generation)?;
+        let deadline = deadline.min(FORMING_MAX);
         let until = Instant::now() + deadline;
         let mut forming = Forming::new(&self.membership, &self.fate)?;
         if let Err(cause) = forming.run(listener, deadline, until) {

@@ -145,7 +145,9 @@ fn reals_fade_like_fakes() {
 fn equalized_layers_start_at_unit_variance() {
     let a = Architecture { fmap_base: 1024, fmap_max: 128, latent_size: 128, ..narrow(16, Upscale::Unfused) };
     let model = model(a);
-    for (name, parameters) in [("g.8.conv0.weight", &model.g), ("d.8.conv1.weight", &model.d), ("g.4.dense.weight", &model.g)] {
+    for (name, parameters) in
+        [("g.8.conv0.weight", &model.g), ("d.8.conv1.weight", &model.d), ("g.4.dense.weight", &model.g)]
+    {
         let std = parameters.get(name).std(true).double_value(&[]);
         assert!((std - 1.0).abs() < 0.02, "{name}: {std}");
     }
@@ -224,7 +226,11 @@ fn the_gradient_of_d_is_the_slope_of_its_loss() {
         let behind = loss();
         let _moved = first.g_add_scalar_(h);
         let (numeric, exact) = ((ahead - behind) / (2.0 * h), analytic.double_value(&[offset]));
-        assert!((numeric - exact).abs() < 1e-5 * exact.abs().max(1.0), "{}: {numeric} {exact}", parameters.specs()[i].name);
+        assert!(
+            (numeric - exact).abs() < 1e-5 * exact.abs().max(1.0),
+            "{}: {numeric} {exact}",
+            parameters.specs()[i].name
+        );
         offset += weight.numel() as i64;
     }
 }
@@ -232,7 +238,9 @@ fn the_gradient_of_d_is_the_slope_of_its_loss() {
 #[test]
 fn a_forward_pass_changes_nothing() {
     let model = model(narrow(8, Upscale::Fused));
-    let sum = || model.g.tensors().iter().chain(model.d.tensors()).map(|t| t.sum(Kind::Double).double_value(&[])).sum::<f64>();
+    let sum = || {
+        model.g.tensors().iter().chain(model.d.tensors()).map(|t| t.sum(Kind::Double).double_value(&[])).sum::<f64>()
+    };
     let before = sum();
     let _grad = gradient(&model, 0, &stage(0.5, 8), 0..8);
     let _grad = gradient(&model, 1, &stage(0.5, 8), 0..8);
