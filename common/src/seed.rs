@@ -115,7 +115,7 @@ mod tests {
         Stream::new(1, Purpose::LatentD, 0, 0).normals(&mut out);
         assert_eq!(out.map(f32::to_bits), PINNED, "{out:?} {:?}", out.map(f32::to_bits));
     }
-    const PINNED: [u32; 3] = [0, 0, 0];
+    const PINNED: [u32; 3] = [1_003_342_272, 3_217_898_743, 1_054_923_289];
 
     #[test]
     fn normals_have_mean_0_and_variance_1() {

@@ -13,6 +13,7 @@ pub mod moments;
 pub mod processes;
 pub mod relay;
 pub mod s3;
+pub mod sources;
 
 use std::path::Path;
 use std::time::{Duration, Instant};

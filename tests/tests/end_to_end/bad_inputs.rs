@@ -1,1 +1,193 @@
-//! x
+//! What goes in wrong comes out as a clear error: the documented exit code, a message that names the thing, no panic, no
+//! process left, nothing begun. Damaged checkpoints are in [`crate::damage`].
+
+use crate::finished::finished;
+use std::time::Duration;
+use tests::experiment::Experiment;
+use tests::images;
+use tests::machine::{Answer, Machine};
+
+/// Refused: the exit code, and texts that the message must have.
+pub fn assert_refused(machine: &Machine, what: &str, answer: &Answer, code: i32, says: &[&str]) {
+    let text = answer.text();
+    assert_eq!(answer.code, code, "{what}: {text}");
+    for says in says {
+        assert!(text.contains(says), "{what}: no {says:?} in: {text}");
+    }
+    assert!(!text.contains("panicked") && !text.contains("stack backtrace"), "{what}: {text}");
+    assert!(answer.stderr.lines().count() < 40, "{what}: nobody reads that much: {text}");
+    machine.assert_nothing_runs(Duration::from_secs(2));
+}
+
+/// Launches the tiny run with an experiment file of this text.
+fn launch(machine: &Machine, text: impl AsRef<[u8]>, arguments: &[&str]) -> Answer {
+    machine.write("toy.toml", text);
+    machine.ask(&[&["launch", "toy.toml", "--plain"], arguments].concat())
+}
+
+#[test]
+fn experiment_files() {
+    let machine = Machine::new();
+    let tiny = Experiment::tiny().text();
+    let with = |key: &str, value: &str| {
+        let value: toml_edit::Value = value.parse().unwrap();
+        Experiment::tiny().with(key, value).text()
+    };
+    let two_averages = Experiment::tiny().with("train.ema_decay", 0.9).with("train.ema_half_life_kimg", 1.0);
+    let cases: Vec<(&str, String, &[&str])> = vec![
+        ("no TOML", "name = \"toy\nseed = 1\n".into(), &["toy.toml:1"]),
+        ("nothing", String::new(), &["name", "data.source", "missing"]),
+        ("an unknown key", format!("sead = 1\n{tiny}"), &["toy.toml:1: sead", "unknown key", "seed"]),
+        ("an unknown section", format!("{tiny}\n[trian]\nx = 1\n"), &["trian", "unknown", "train"]),
+        ("a key twice", format!("seed = 1\n{tiny}"), &["toy.toml", "seed", "duplicate"]),
+        ("text for a number", with("seed", "\"x\""), &["seed", "found \"x\""]),
+        ("a number for text", with("data.source", "3"), &["data.source", "3"]),
+        ("no power of two", with("model.resolution", "24"), &["model.resolution", "24"]),
+        ("too large", with("model.resolution", "2048"), &["model.resolution", "2048"]),
+        ("another family", with("model.family", "\"stylegan9\""), &["model.family", "stylegan9", "progan"]),
+        ("a key of another family", with("model.cycle_weight", "1"), &["model.cycle_weight", "unknown key"]),
+        ("a negative length", with("train.total_kimg", "-1"), &["train.total_kimg", "-1"]),
+        ("no number", with("train.total_kimg", "nan"), &["train.total_kimg"]),
+        ("groups that do not fit", with("train.minibatch.default", "6"), &["train.minibatch", "6", "groups of 4"]),
+        ("a start above the end", with("train.growth.start_resolution", "32"), &["start_resolution", "above"]),
+        ("no feature map", with("model.fmap_base", "4"), &["model.fmap_base", "4"]),
+        ("two averages", two_averages.text(), &["train.ema_decay", "ema_half_life_kimg"]),
+        ("a name that is a path", with("name", "\"../evil\""), &["name", "../evil"]),
+        ("a colour that is none", with("data.background", "\"greenish\""), &["data.background", "greenish"]),
+        ("a share above 1", with("data.max_bad_share", "1.5"), &["data.max_bad_share", "1.5"]),
+        ("no length of time", with("cluster.patience", "\"soon\""), &["cluster.patience", "soon"]),
+        ("orphans less patient than peers", with("cluster.orphan_patience", "\"1s\""), &["orphan_patience", "shorter"]),
+        ("bits in half precision", with("train.precision", "\"bf16\""), &["train.determinism", "bitwise"]),
+        ("two alone", with("cluster.backend", "\"solo\""), &["cluster.backend", "solo"]),
+        ("no workers", with("cluster.workers", "0"), &["cluster.workers", "0"]),
+    ];
+    for (what, text, says) in cases {
+        assert_refused(&machine, what, &launch(&machine, &text, &[]), 3, says);
+    }
+    assert_refused(&machine, "no text", &launch(&machine, b"\xff\xfe\0", &[]), 3, &["toy.toml", "UTF-8"]);
+    assert_refused(&machine, "a flood", &launch(&machine, vec![b'#'; 2 << 20], &[]), 3, &["toy.toml", "1 MiB"]);
+    let gone = machine.ask(&["launch", "no-such.toml", "--plain"]);
+    assert_refused(&machine, "no file", &gone, 3, &["no-such.toml"]);
+    let folder = machine.ask(&["launch", "images", "--plain"]);
+    assert_refused(&machine, "a folder", &folder, 3, &["images", "not a file"]);
+    for (set, says) in [
+        ("train.total_kimg", "="),
+        ("train.totl_kimg=1", "train.total_kimg"),
+        ("seed=soon", "seed"),
+        ("=1", "--set"),
+    ] {
+        assert_refused(&machine, set, &launch(&machine, &tiny, &["--set", set]), 3, &["--set", says]);
+    }
+    let machine = machine.with_env("GANFLEET__TRAIN__TOTAL_KIMG", "soon");
+    assert_refused(&machine, "the environment", &launch(&machine, &tiny, &[]), 3, &["GANFLEET__TRAIN__TOTAL_KIMG", "soon"]);
+    assert!(!machine.path("runs").exists(), "nothing has begun");
+}
+
+#[test]
+fn command_lines() {
+    let machine = Machine::new();
+    machine.experiment(&Experiment::tiny());
+    for (arguments, code, says) in [
+        (&["launhc", "toy.toml"][..], 2, "launch"),
+        (&["launch"], 2, "EXPERIMENT"),
+        (&["launch", "toy.toml", "--workers", "0"], 2, "--workers"),
+        (&["launch", "toy.toml", "--workers", "many"], 2, "many"),
+        (&["launch", "toy.toml", "--plain", "--json"], 2, "--json"),
+        (&["launch", "toy.toml", "--listen", "everywhere"], 2, "everywhere"),
+        (&["launch", "toy.toml", "--listen", "0.0.0.0:0"], 2, "--insecure"),
+        (&["launch", "toy.toml", "--listen", "192.0.2.1:1", "--insecure", "--plain"], 8, "192.0.2.1:1"),
+        (&["status", "toy"], 8, "toy"),
+        (&["stop", "no-such-run"], 8, "no-such-run"),
+        (&["status", "../toy"], 2, "../toy"),
+    ] {
+        assert_refused(&machine, &arguments.join(" "), &machine.ask(arguments), code, &[says]);
+    }
+}
+
+#[test]
+fn training_images() {
+    let machine = Machine::new();
+    machine.write("text.zip", "this is no archive\n");
+    machine.write("empty.zip", "");
+    let archive = images::archive(24, 16);
+    machine.write("cut.zip", &archive[..archive.len() / 2]);
+    machine.write("nothing.zip", images::archive(0, 16));
+    std::fs::create_dir(machine.path("empty")).unwrap();
+    std::fs::create_dir(machine.path("words")).unwrap();
+    machine.write("words/poem.png", "a poem");
+    images::folder(&machine.path("spoilt"), 21, 16);
+    for number in 0..3 {
+        let png = images::png(number, 16);
+        machine.write(&format!("spoilt/cut-{number}.png"), &png[..png.len() / 2]);
+    }
+    for (source, says) in [
+        ("no-such-folder", &["no-such-folder"][..]),
+        ("text.zip", &["text.zip"]),
+        ("empty.zip", &["empty.zip"]),
+        ("cut.zip", &["cut.zip"]),
+        ("nothing.zip", &["nothing.zip", "no usable"]),
+        ("empty", &["empty", "no usable"]),
+        ("words", &["words", "poem.png"]),
+        ("spoilt", &["spoilt", "3 of 24", "max_bad_share", "cut-"]),
+    ] {
+        let text = Experiment::tiny().with("data.source", source).text();
+        assert_refused(&machine, source, &launch(&machine, text, &[]), 4, says);
+    }
+    assert!(machine.manifests().is_empty(), "nothing has begun");
+    // as many as are allowed are left out by name
+    let tolerant = Experiment::tiny().with("data.source", "spoilt").with("data.max_bad_share", 0.2);
+    machine.experiment(&tolerant.with("train.total_kimg", 0.016));
+    let end = machine.launch(&[]).succeed();
+    let prepared = end.events("prepared").next().unwrap();
+    assert_eq!((&prepared["images"], &prepared["skipped"]), (&21.into(), &3.into()), "{}", end.story());
+    let named = |number: u32| end.events("log").any(|log| log["line"].to_string().contains(&format!("cut-{number}.png")));
+    assert!((0..3).all(named), "{}", end.story());
+    // other images than those of the run
+    machine.write("spoilt/new.png", images::png(99, 16));
+    let answer = machine.ask(&["resume", &machine.run().display().to_string(), "--set", "train.total_kimg=1", "--plain"]);
+    assert_refused(&machine, "other images", &answer, 4, &["spoilt", "fingerprint"]);
+}
+
+#[test]
+fn stores_and_runs() {
+    let machine = Machine::new();
+    machine.experiment(&Experiment::tiny());
+    machine.write("file", "");
+    let below_a_file = machine.path("file/runs").display().to_string();
+    for (url, code, says) in [
+        ("ftp://host/runs", 3, "checkpoint.url: expected one of"),
+        ("https://host/runs", 3, "checkpoint.url: expected one of"),
+        ("s3://", 3, "checkpoint.url"),
+        ("s3://id:HUSH@bucket/runs", 3, "checkpoint.url"),
+        ("s3://bucket:9000/runs", 5, "checkpoint.s3.endpoint"),
+        ("s3://bucket/runs", 5, "AWS_ACCESS_KEY_ID"),
+        ("gs://bucket/runs", 5, "credentials"),
+        ("az://container/runs", 5, "AZURE"),
+        (below_a_file.as_str(), 5, "file/runs"),
+    ] {
+        let answer = machine.ask(&["launch", "toy.toml", "--plain", "--set", &format!("checkpoint.url={url}")]);
+        assert_refused(&machine, url, &answer, code, &[says]);
+        assert!(!answer.text().contains("HUSH"), "{}", answer.text());
+    }
+    let run = finished().url();
+    for (arguments, code, says) in [
+        (&["resume", "nowhere/toy", "--plain"][..], 5, "nowhere"),
+        (&["resume", "ftp://host/toy"], 5, "ftp"),
+        (&["resume", ""], 5, "empty"),
+        (&["resume", "/"], 5, "names no run"),
+        (&["resume", "runs/NO NAME"], 5, "NO NAME"),
+        (&["checkpoints", "ls", "nowhere/toy"], 5, "nowhere"),
+        (&["checkpoints", "show", &format!("{run}/manifests/000000000001-000009.json")], 5, "000000000001-000009"),
+        (&["checkpoints", "show", &format!("{run}/manifests/newest.json")], 5, "newest.json"),
+        (&["sample", "nowhere/toy", "--out", "a.png"], 5, "nowhere"),
+        (&["sample", &run, "--seeds", "9-1", "--out", "a.png"], 2, "9-1"),
+        (&["sample", &run, "--seeds", "all", "--out", "a.png"], 2, "all"),
+        (&["sample", &run, "--seeds", "0-99999999999999999999", "--out", "a.png"], 2, "0-999"),
+        (&["sample", &run, "--seeds", "0-5000", "--out", "a.png"], 2, "4096"),
+        (&["sample", &run, "--seeds", "0-3", "--out", "no-such-folder/a.png"], 2, "no-such-folder/a.png"),
+        (&["launch", "toy.toml", "--plain", "--resume", "ftp://host/toy"], 5, "ftp"),
+    ] {
+        assert_refused(&machine, &arguments.join(" "), &machine.ask(arguments), code, &[says]);
+    }
+    assert!(!machine.path("a.png").exists() && machine.manifests().is_empty());
+}

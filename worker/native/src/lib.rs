@@ -1,6 +1,6 @@
 //! The only crate with `unsafe`: what tch does not wrap of libtorch, behind safe owner types.
 //!
-//! Three floors: `shim/shim.cpp` (C++ exceptions stop there), [`sys`] (declarations), and the safe functions here.
+//! Three floors: `shim/shim.cpp` (C++ exceptions stop there), `sys` (declarations), and the safe functions here.
 //! It knows nothing of training, of GANs, of networks or of files.
 
 pub mod cuda;
