@@ -186,7 +186,7 @@ mod tests {
         let levels = [(16, 1.5)].into();
         let quality = Event::Quality(Quality { images: 20, metric: "swd".into(), levels, ..Quality::default() });
         let text = serde_json::to_string(&quality).unwrap();
-        assert_eq!(event(&text).unwrap(), quality);
+        assert_eq!(serde_json::from_str::<Event>(&text).unwrap(), quality);
         let quality = text;
         let text = format!("{}\n{}\n{quality}\n{}\n{{\"kind\":\"ti", lines[0], lines[1], lines[2]);
         assert_eq!(kept(&text, ImagesSeen(20)), format!("{}\n{}\n{quality}\n", lines[0], lines[1]));

@@ -81,6 +81,7 @@ def main():
         n = a.batch // world; real = torch.rand(n, 3, res, res, device=a.device) * 2 - 1; ts = []
         ctx = lambda: torch.autocast(a.device, torch.bfloat16, enabled=a.amp)
         for it in range(a.warmup + a.iters):
+            if it == a.warmup: cpu = time.process_time()
             if world > 1: dist.barrier()
             if a.device == "cuda": torch.cuda.synchronize()
             t0 = time.perf_counter()
@@ -99,7 +100,7 @@ def main():
                 for l in d.rgb[:-1]: l.requires_grad_(False)
             if a.device == "cuda": torch.cuda.synchronize()
             if it >= a.warmup: ts.append(time.perf_counter() - t0)
-        ts.sort(); m = ts[len(ts) // 2]
-        if rank == 0: print(json.dumps({"res": res, "batch": a.batch, "world": world, "threads": a.threads, "ms_per_iter": round(m * 1e3, 2), "img_per_s": round(a.batch / m, 2)}), flush=True)
+        cpu = (time.process_time() - cpu) / a.iters; ts.sort(); m = ts[len(ts) // 2]
+        if rank == 0: print(json.dumps({"res": res, "batch": a.batch, "world": world, "threads": a.threads, "ms_per_iter": round(m * 1e3, 2), "img_per_s": round(a.batch / m, 2), "cpu_ms_per_iter": round(cpu * 1e3, 2)}), flush=True)
     if world > 1: dist.destroy_process_group()
 main()

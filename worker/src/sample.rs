@@ -1,11 +1,12 @@
 //! `worker sample`: images from any checkpoint, one for each seed, as one PNG.
 
-use crate::checkpoint::snapshot;
+use crate::checkpoint::{RestoreError, snapshot};
 use crate::failure::Failure;
 use crate::generate;
 use crate::models;
 use common::checkpoint::{Manifest, ManifestKey};
 use common::config::resolved::S3;
+use common::config::{self, Base, Layers};
 use common::ids::ImagesSeen;
 use common::schedule::Stage;
 use common::seed::{Purpose, Stream};
@@ -61,7 +62,21 @@ async fn open(url: &str, s3: &S3) -> Result<(Run, Manifest), Failure> {
             Failure::Storage(storage::StorageError::NotFound { what: format!("a usable checkpoint in {}", run.url()) })
         })?,
     };
+    possible(&manifest)?;
     Ok((run, manifest))
+}
+
+/// A manifest comes from outside: a configuration that no experiment file could have given is refused before anything is
+/// computed from it.
+fn possible(manifest: &Manifest) -> Result<(), RestoreError> {
+    let layers = Layers { base: Base::Run(&manifest.config), env: &[], set: &[], working_dir: Path::new("/") };
+    match config::resolve(&layers, manifest.world) {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            let why = format!("holds a configuration that no run can have: {error}");
+            Err(RestoreError::Content { key: manifest.key(), why })
+        }
+    }
 }
 
 /// Puts the averaged weights of `manifest` into `model`; the rest of the state is not read.
@@ -78,7 +93,7 @@ async fn average(run: &Run, manifest: &Manifest, model: &dyn models::GanModel) -
         }
         let bytes = run.get_blob(&part.blob).await?;
         let live = snapshot::LivePart { name: format!("{} of {key}", part.name), tensors: wanted };
-        snapshot::restore_some(&live, &bytes).map_err(crate::checkpoint::RestoreError::from)?;
+        snapshot::restore_some(&live, &bytes).map_err(RestoreError::from)?;
     }
     Ok(())
 }
