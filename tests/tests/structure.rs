@@ -59,8 +59,11 @@ struct Package {
 impl Package {
     /// Its own sources: not those of the packages that lie in its folder.
     fn sources(&self) -> Vec<PathBuf> {
-        let inner: Vec<&PathBuf> =
-            packages().values().map(|p| &p.folder).filter(|f| **f != self.folder && f.starts_with(&self.folder)).collect();
+        let inner: Vec<&PathBuf> = packages()
+            .values()
+            .map(|p| &p.folder)
+            .filter(|f| **f != self.folder && f.starts_with(&self.folder))
+            .collect();
         rust(&self.folder).into_iter().filter(|path| !inner.iter().any(|folder| path.starts_with(folder))).collect()
     }
 }
@@ -93,13 +96,20 @@ fn read(path: &Path) -> String {
 #[test]
 fn arrows_between_packages_go_one_way() {
     let known: BTreeSet<&str> = MAY_KNOW.iter().map(|(package, _)| *package).collect();
-    assert_eq!(packages().keys().map(String::as_str).collect::<BTreeSet<_>>(), known, "say what a new package may know");
+    assert_eq!(
+        packages().keys().map(String::as_str).collect::<BTreeSet<_>>(),
+        known,
+        "say what a new package may know"
+    );
     for (package, allowed) in MAY_KNOW {
         let in_tests = TESTS_MAY_KNOW.iter().find(|(name, _)| *name == package).map_or(&[][..], |(_, more)| more);
         for (dependency, kind) in &packages()[package].dependencies {
             let ours = known.contains(dependency.as_str()) && dependency != package;
             let in_tests = kind == "dev" && in_tests.contains(&dependency.as_str());
-            assert!(!ours || in_tests || allowed.contains(&dependency.as_str()), "{package} must not know {dependency}");
+            assert!(
+                !ours || in_tests || allowed.contains(&dependency.as_str()),
+                "{package} must not know {dependency}"
+            );
         }
     }
 }
@@ -190,7 +200,10 @@ fn what_the_search_for_paths_finds() {
     assert_eq!(found("use std::{io::{self, Read}, net::TcpStream};"), "std::net");
     assert_eq!(found("fn f() { let now = std::time::Instant::now(); }"), "Instant::now");
     assert_eq!(found("fn f() -> tokio :: task::Id {}"), "tokio");
-    assert_eq!(found("// std::fs\nlet a = \"std::fs\"; let b = 'x'; let c = r#\"tokio\"#; struct D<'tokio>(&'tokio u8);"), "tokio");
+    assert_eq!(
+        found("// std::fs\nlet a = \"std::fs\"; let b = 'x'; let c = r#\"tokio\"#; struct D<'tokio>(&'tokio u8);"),
+        "tokio"
+    );
     assert_eq!(found("let fs = a::fs; struct Std { fs: std::time::Duration }"), "");
 }
 

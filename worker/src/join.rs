@@ -136,10 +136,12 @@ fn supported(config: &RunConfig, device: Device) -> Result<(), Failure> {
         _ => {}
     }
     match (config.cluster.backend, device) {
-        (Backend::Nccl, Device::Cpu) => no("cluster.backend = \"nccl\" needs a GPU on every worker; use \"auto\" or \"tcp\""),
-        (_, Device::Cuda(_)) => {
-            no("this build sums gradients in host memory only; to train on CPUs here, set CUDA_VISIBLE_DEVICES= (empty)")
+        (Backend::Nccl, Device::Cpu) => {
+            no("cluster.backend = \"nccl\" needs a GPU on every worker; use \"auto\" or \"tcp\"")
         }
+        (_, Device::Cuda(_)) => no(
+            "this build sums gradients in host memory only; to train on CPUs here, set CUDA_VISIBLE_DEVICES= (empty)",
+        ),
         _ => Ok(()),
     }
 }

@@ -41,7 +41,8 @@ pub fn sample(url: &str, seeds: &str, out: &Path, s3: &S3) -> Result<(), Failure
     });
     let columns = (f64::from(count).sqrt().ceil() as u32).max(1);
     let png = save_grid(&bytes, level.resolution, columns, count.div_ceil(columns))?;
-    std::fs::write(out, png).map_err(|error| Failure::Usage(format!("cannot write --out {}: {error}", out.display())))?;
+    std::fs::write(out, png)
+        .map_err(|error| Failure::Usage(format!("cannot write --out {}: {error}", out.display())))?;
     eprintln!(
         "{} images of {} at {}, {} px, in {}",
         count,

@@ -70,16 +70,19 @@ fn experiment_files() {
     assert_refused(&machine, "no file", &gone, 3, &["no-such.toml"]);
     let folder = machine.ask(&["launch", "images", "--plain"]);
     assert_refused(&machine, "a folder", &folder, 3, &["images", "not a file"]);
-    for (set, says) in [
-        ("train.total_kimg", "="),
-        ("train.totl_kimg=1", "train.total_kimg"),
-        ("seed=soon", "seed"),
-        ("=1", "--set"),
-    ] {
+    for (set, says) in
+        [("train.total_kimg", "="), ("train.totl_kimg=1", "train.total_kimg"), ("seed=soon", "seed"), ("=1", "--set")]
+    {
         assert_refused(&machine, set, &launch(&machine, &tiny, &["--set", set]), 3, &["--set", says]);
     }
     let machine = machine.with_env("GANFLEET__TRAIN__TOTAL_KIMG", "soon");
-    assert_refused(&machine, "the environment", &launch(&machine, &tiny, &[]), 3, &["GANFLEET__TRAIN__TOTAL_KIMG", "soon"]);
+    assert_refused(
+        &machine,
+        "the environment",
+        &launch(&machine, &tiny, &[]),
+        3,
+        &["GANFLEET__TRAIN__TOTAL_KIMG", "soon"],
+    );
     assert!(!machine.path("runs").exists(), "nothing has begun");
 }
 
@@ -140,11 +143,13 @@ fn training_images() {
     let end = machine.launch(&[]).succeed();
     let prepared = end.events("prepared").next().unwrap();
     assert_eq!((&prepared["images"], &prepared["skipped"]), (&21.into(), &3.into()), "{}", end.story());
-    let named = |number: u32| end.events("log").any(|log| log["line"].to_string().contains(&format!("cut-{number}.png")));
+    let named =
+        |number: u32| end.events("log").any(|log| log["line"].to_string().contains(&format!("cut-{number}.png")));
     assert!((0..3).all(named), "{}", end.story());
     // other images than those of the run
     machine.write("spoilt/new.png", images::png(99, 16));
-    let answer = machine.ask(&["resume", &machine.run().display().to_string(), "--set", "train.total_kimg=1", "--plain"]);
+    let answer =
+        machine.ask(&["resume", &machine.run().display().to_string(), "--set", "train.total_kimg=1", "--plain"]);
     assert_refused(&machine, "other images", &answer, 4, &["spoilt", "fingerprint"]);
 }
 

@@ -24,7 +24,8 @@ impl Newest {
         let older: Vec<Value> = manifests.iter().flat_map(|path| parts(&read(path))).collect();
         let hash = |part: &Value| part["blob"]["hash"].as_str().unwrap().to_owned();
         let own = |part: &Value| older.iter().all(|other| hash(other) != hash(part));
-        let part = parts(&read(&manifest)).into_iter().find(|part| own(part) && part["name"].to_string().contains("g."));
+        let part =
+            parts(&read(&manifest)).into_iter().find(|part| own(part) && part["name"].to_string().contains("g."));
         let part = part.expect("the last checkpoint has parts of its own");
         let blob = machine.run().join(format!("blobs/{}.safetensors", hash(&part)));
         Self { machine, manifest, blob, part: part["name"].as_str().unwrap().to_owned() }

@@ -11,7 +11,8 @@ use tests::machine::Machine;
 /// Width and height of a PNG, which must be one to its last pixel.
 fn size(png: &Path) -> (u32, u32) {
     let reader = ImageReader::open(png).unwrap_or_else(|error| panic!("{}: {error}", png.display()));
-    let image = reader.with_guessed_format().unwrap().decode().unwrap_or_else(|error| panic!("{}: {error}", png.display()));
+    let image =
+        reader.with_guessed_format().unwrap().decode().unwrap_or_else(|error| panic!("{}: {error}", png.display()));
     (image.width(), image.height())
 }
 
@@ -20,7 +21,8 @@ fn metrics_are_lines_of_events_among_them_the_distance_with_its_floor() {
     let text = std::fs::read_to_string(finished().machine.run().join("metrics.jsonl")).unwrap();
     let parse = |line: &str| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
     let events: Vec<Event> = text.lines().map(parse).collect();
-    let ticks: Vec<_> = events.iter().filter_map(|e| if let Event::Tick(tick) = e { Some(tick) } else { None }).collect();
+    let ticks: Vec<_> =
+        events.iter().filter_map(|e| if let Event::Tick(tick) = e { Some(tick) } else { None }).collect();
     assert_eq!(ticks.len(), 44, "one for every 16 images");
     assert!(ticks.windows(2).all(|pair| pair[1].images == pair[0].images + 16 && pair[1].lod <= pair[0].lod));
     let [first, last] = [ticks[0], ticks[43]];

@@ -75,7 +75,7 @@ fn fill_moments(trainer: &Trainer) {
     let moments = trainer.optimizers().iter().flat_map(|o| [o.first(), o.second()]);
     tch::no_grad(|| {
         for tensor in moments.flat_map(|p| p.tensors()) {
-            let _filled = tensor.shallow_clone().copy_(&Tensor::rand(tensor.size(), (Kind::Float, Device::Cpu)));
+            tensor.shallow_clone().copy_(&Tensor::rand(tensor.size(), (Kind::Float, Device::Cpu)));
         }
     });
 }
