@@ -189,7 +189,9 @@ impl Machine {
     #[must_use]
     pub fn manifests(&self) -> Vec<PathBuf> {
         let Ok(entries) = std::fs::read_dir(self.run().join("manifests")) else { return Vec::new() };
-        let mut all: Vec<PathBuf> = entries.map(|entry| entry.expect("an entry").path()).collect();
+        let paths = entries.map(|entry| entry.expect("an entry").path());
+        // a put that was killed may leave its unfinished file under another name
+        let mut all: Vec<PathBuf> = paths.filter(|path| path.extension().is_some_and(|end| end == "json")).collect();
         all.sort();
         all
     }

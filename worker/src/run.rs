@@ -169,8 +169,12 @@ impl<'t, 'a> Training<'t, 'a> {
             self.between_cycles()?;
         }
         self.report(Activity::Train, began.elapsed().as_secs_f64());
-        let orphaned = commands.orphaned;
-        Ok((agreed.stop > 0.0).then_some(if orphaned { Ending::Orphaned } else { Ending::Stopped }))
+        // one coordinator that still gives orders is enough to make it a stop
+        Ok(match agreed {
+            Flags { stop, .. } if stop > 0.0 => Some(Ending::Stopped),
+            Flags { orphaned, .. } if orphaned > 0.0 => Some(Ending::Orphaned),
+            _ => None,
+        })
     }
 
     fn flags(&mut self, commands: Commands) -> Flags {
@@ -178,7 +182,8 @@ impl<'t, 'a> Training<'t, 'a> {
         self.wish |= commands.checkpoint_now;
         let wish = self.wish && !self.parts.checkpoints.in_flight();
         Flags {
-            stop: set(commands.stop || commands.orphaned),
+            stop: set(commands.stop),
+            orphaned: set(commands.orphaned),
             checkpoint: set(wish),
             stored: set(self.parts.checkpoints.stored()),
             committed: set(std::mem::take(&mut self.committed)),

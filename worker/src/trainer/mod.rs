@@ -35,8 +35,10 @@ pub enum StepError {
 /// What the ranks tell each other with every step, summed: each number counts the ranks that say so.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Flags {
-    /// Wants to stop.
+    /// Was told to stop.
     pub stop: f32,
+    /// Has been without a coordinator for too long, and wants to stop for that.
+    pub orphaned: f32,
     /// Wants a checkpoint now.
     pub checkpoint: f32,
     /// Has stored its share of the checkpoint in flight.
@@ -47,11 +49,11 @@ pub struct Flags {
 
 impl Flags {
     fn to_wire(self) -> [f32; FLAGS] {
-        [self.stop, self.checkpoint, self.stored, self.committed]
+        [self.stop, self.orphaned, self.checkpoint, self.stored, self.committed]
     }
 
     fn from_wire(wire: [f32; FLAGS]) -> Self {
-        Self { stop: wire[0], checkpoint: wire[1], stored: wire[2], committed: wire[3] }
+        Self { stop: wire[0], orphaned: wire[1], checkpoint: wire[2], stored: wire[3], committed: wire[4] }
     }
 }
 
