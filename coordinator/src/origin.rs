@@ -194,7 +194,7 @@ fn toml_text(text: &str) -> String {
 }
 
 async fn newest(run: &Run) -> Result<(Manifest, Vec<String>), Failure> {
-    let found = run.newest_good(false).await?;
+    let found = run.newest_good(true).await?;
     let skipped: Vec<String> =
         found.skipped.iter().map(|skipped| format!("{} is passed over: {}", skipped.key, skipped.why)).collect();
     match found.manifest {

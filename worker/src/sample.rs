@@ -59,7 +59,7 @@ async fn open(url: &str, s3: &S3) -> Result<(Run, Manifest), Failure> {
     let run = Store::open_existing(&found.root, s3)?.run(&found.run)?;
     let manifest = match found.key {
         Some(key) => run.load(key).await?,
-        None => run.newest_good(false).await?.manifest.ok_or_else(|| {
+        None => run.newest_good(true).await?.manifest.ok_or_else(|| {
             Failure::Storage(storage::StorageError::NotFound { what: format!("a usable checkpoint in {}", run.url()) })
         })?,
     };

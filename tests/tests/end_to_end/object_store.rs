@@ -35,10 +35,10 @@ fn a_run_in_s3_is_stopped_resumed_and_looked_at_and_outlives_an_outage() {
     relay.shut();
     run.wait_for_images(320);
     relay.open();
-    let kept = run.wait_where("checkpoint of the outage", |event| {
+    // which one that is depends on how far the run was when the store went away
+    run.wait_where("a checkpoint after the outage", |event| {
         event["event"] == "checkpoint" && event["images"].as_u64() >= Some(200)
     });
-    assert!(kept["images"].as_u64() <= Some(320), "{kept}");
     let end = run.succeed();
     assert_eq!(end.reason(), "complete", "{}", end.story());
     assert_eq!(machine.state_hash(&url), finished().hash, "{}", end.story());
