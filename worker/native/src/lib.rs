@@ -1,15 +1,17 @@
 //! The only crate with `unsafe`: what tch does not wrap of libtorch, behind safe owner types.
 //!
-//! Three floors: `shim/shim.cpp` (C++ exceptions stop there), `sys` (declarations), and the safe functions here.
+//! Three floors: `shim/` (C++ exceptions stop there), `sys` (declarations), and the safe functions here.
 //! It knows nothing of training, of GANs, of networks or of files.
 
 pub mod cuda;
 mod hook;
 mod host;
+mod layers;
 mod sys;
 
 pub use hook::GradientHook;
 pub use host::HostF32;
+pub use layers::{Geometry, convolution, leaky_downscale, leaky_pixel_norm, leaky_relu};
 
 use std::ffi::CStr;
 use tch::Tensor;
@@ -117,29 +119,6 @@ pub fn set_gradient(tensor: &Tensor, grad: Option<&Tensor>) -> Result<(), Native
     // SAFETY: both handles are live for the length of the call; a null grad is allowed.
     let status = unsafe { sys::gfn_set_grad(handle(tensor), grad.map_or(std::ptr::null_mut(), handle)) };
     check("set_gradient", status)
-}
-
-/// `tensor` where positive, `slope * tensor` elsewhere, in place; tch's own has no slope. Differentiable any number of times.
-///
-/// # Errors
-/// When `tensor` is not floating-point, or is a leaf that collects gradients.
-pub fn leaky_relu(tensor: Tensor, slope: f64) -> Result<Tensor, NativeError> {
-    // SAFETY: the handle is live for the length of the call.
-    check("leaky_relu", unsafe { sys::gfn_leaky_relu(handle(&tensor), slope) })?;
-    Ok(tensor)
-}
-
-/// `y / sqrt(mean_c(y^2) + epsilon)` with `y` the leaky ReLU of `tensor` (`[n, c, h, w]`), in one pass over memory.
-/// Differentiable once: a second derivative is refused when it is asked for.
-///
-/// # Errors
-/// When `tensor` is not floating-point.
-pub fn leaky_pixel_norm(tensor: &Tensor, slope: f64, epsilon: f64) -> Result<Tensor, NativeError> {
-    let mut out: sys::Handle = std::ptr::null_mut();
-    // SAFETY: the handle is live; `out` is written on success only.
-    check("leaky_pixel_norm", unsafe { sys::gfn_leaky_pixel_norm(handle(tensor), slope, epsilon, &raw mut out) })?;
-    // SAFETY: the shim made a new at::Tensor and gives it away.
-    Ok(unsafe { Tensor::from_ptr(out.cast()) })
 }
 
 /// Lets this process keep the memory of activations from one step to the next, instead of giving it back to the system

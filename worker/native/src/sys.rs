@@ -1,4 +1,4 @@
-//! Declarations of `shim/shim.cpp`. Nothing here is safe or clever.
+//! Declarations of `shim/shim.cpp` and `shim/layers.cpp`. Nothing here is safe or clever.
 
 use std::ffi::{c_char, c_void};
 
@@ -30,6 +30,17 @@ unsafe extern "C" {
     ) -> i32;
     pub fn gfn_unhook_gradient(tensor: Handle) -> i32;
     pub fn gfn_leaky_relu(x: Handle, slope: f64) -> i32;
+    pub fn gfn_convolution(
+        x: Handle,
+        weight: Handle,
+        bias: Handle,
+        stride: i64,
+        padding: i64,
+        transposed: bool,
+        slope: f64,
+        out: *mut Handle,
+    ) -> i32;
+    pub fn gfn_leaky_downscale(x: Handle, slope: f64, out: *mut Handle) -> i32;
     pub fn gfn_leaky_pixel_norm(x: Handle, slope: f64, epsilon: f64, out: *mut Handle) -> i32;
     pub fn gfn_keep_memory() -> i32;
 }

@@ -90,26 +90,107 @@ fn failures_carry_libtorchs_words() {
     assert!(error.to_string().starts_with("libtorch: leaky_relu: "), "{error}");
 }
 
-/// The fused kernel against the same function composed of libtorch's operations, in value and gradient; double and
-/// strided tensors take the composed way inside.
+/// A fused function and the same composed of libtorch's own operations.
+struct Pair {
+    fused: fn(&[Tensor]) -> Tensor,
+    composed: fn(&[Tensor]) -> Tensor,
+    /// Of x, and of the weights.
+    shapes: &'static [&'static [i64]],
+    /// Whether the gradient of x may be differentiated.
+    twice: bool,
+}
+
+fn leaky(x: &Tensor) -> Tensor {
+    x.maximum(&(x * 0.2))
+}
+
+const SAME: Geometry = Geometry { stride: 1, padding: 1, transposed: false };
+const HALVING: Geometry = Geometry { stride: 2, padding: 1, transposed: false };
+const DOUBLING: Geometry = Geometry { stride: 2, padding: 1, transposed: true };
+
+const PAIRS: &[Pair] = &[
+    Pair {
+        fused: |t| convolution(&t[0], &t[1], &t[2], SAME, Some(0.2)).unwrap(),
+        composed: |t| leaky(&t[0].conv2d(&t[1], Some(&t[2]), 1, 1, 1, 1)),
+        shapes: &[&[3, 5, 6, 7], &[4, 5, 3, 3], &[4]],
+        twice: true,
+    },
+    Pair {
+        fused: |t| convolution(&t[0], &t[1], &t[2], HALVING, None).unwrap(),
+        composed: |t| t[0].conv2d(&t[1], Some(&t[2]), 2, 1, 1, 1),
+        shapes: &[&[3, 5, 6, 8], &[4, 5, 4, 4], &[4]],
+        twice: true,
+    },
+    Pair {
+        fused: |t| convolution(&t[0], &t[1], &t[2], DOUBLING, Some(0.2)).unwrap(),
+        composed: |t| leaky(&t[0].conv_transpose2d(&t[1], Some(&t[2]), 2, 1, 0, 1, 1)),
+        shapes: &[&[3, 5, 6, 7], &[5, 4, 4, 4], &[4]],
+        twice: true,
+    },
+    Pair {
+        fused: |t| leaky_downscale(&t[0], 0.2).unwrap(),
+        composed: |t| leaky(&t[0]).avg_pool2d(2, 2, 0, false, true, None),
+        shapes: &[&[3, 5, 6, 8]],
+        twice: true,
+    },
+    Pair {
+        fused: |t| leaky_pixel_norm(&t[0], 0.2, 1e-8).unwrap(),
+        composed: |t| {
+            let y = leaky(&t[0]);
+            &y * ((&y * &y).mean_dim(&[1i64][..], true, None::<Kind>) + 1e-8).rsqrt()
+        },
+        shapes: &[&[3, 5, 17, 19]],
+        twice: false,
+    },
+];
+
+/// In value, in gradient, and in the gradient of the gradient's norm, as a penalty asks for it. Float tensors take the loops
+/// of the shim, double ones are composed of libtorch's operations there too.
 #[test]
-fn fused_activation_is_its_composition() {
-    tch::manual_seed(1);
-    for (kind, tolerance) in [(Kind::Float, 1e-5), (Kind::Double, 1e-12)] {
-        // more pixels than one block, and a block that is not full
-        let x = Tensor::randn([3, 5, 17, 19], (kind, Device::Cpu)).set_requires_grad(true);
-        let weight = Tensor::randn([3, 5, 17, 19], (kind, Device::Cpu));
-        let y = x.maximum(&(&x * 0.2));
-        let composed = &y * ((&y * &y).mean_dim(&[1i64][..], true, None::<Kind>) + 1e-8).rsqrt();
-        let fused = leaky_pixel_norm(&x, 0.2, 1e-8).unwrap();
-        let gradient = |out: &Tensor| {
-            let grads = Tensor::run_backward(&[(out * &weight).sum(kind)], &[&x], false, false);
-            grads[0].shallow_clone()
-        };
-        let distance = |a: &Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]);
-        assert!(distance(&fused, &composed) < tolerance, "{kind:?}");
-        assert!(distance(&gradient(&fused), &gradient(&composed)) < tolerance * 10.0, "{kind:?}");
+fn fused_layers_are_their_compositions() {
+    for (i, pair) in PAIRS.iter().enumerate() {
+        for (kind, tolerance) in [(Kind::Float, 2e-5), (Kind::Double, 1e-12)] {
+            tch::manual_seed(1);
+            let inputs: Vec<Tensor> = (pair.shapes.iter())
+                .map(|shape| Tensor::randn(*shape, (kind, Device::Cpu)).set_requires_grad(true))
+                .collect();
+            let ask = (pair.composed)(&inputs).randn_like();
+            let answers = |function: fn(&[Tensor]) -> Tensor| {
+                let out = function(&inputs);
+                // the square makes the incoming gradient depend on x, as the rest of a network does
+                let score = (&out * &out * &ask).sum(kind);
+                let mut answers = vec![out.detach()];
+                answers.extend(Tensor::run_backward(&[&score], &inputs, true, false));
+                if pair.twice {
+                    let slope = Tensor::run_backward(&[&score], &inputs[..1], true, true);
+                    let penalty = (slope[0].square().sum(kind).sqrt() - 1.0).square();
+                    answers.push(slope[0].detach());
+                    // the bias moves the slope through the square alone
+                    answers.extend(Tensor::run_backward(&[penalty], &inputs, false, false));
+                }
+                answers
+            };
+            for (n, (fused, composed)) in answers(pair.fused).iter().zip(answers(pair.composed)).enumerate() {
+                assert_eq!(fused.size(), composed.size());
+                let distance = (fused - &composed).abs().max().double_value(&[]);
+                let scale = composed.abs().max().double_value(&[]).max(1.0);
+                assert!(distance < tolerance * scale, "pair {i}, {kind:?}, answer {n}: {distance} of {scale}");
+            }
+        }
     }
+}
+
+#[test]
+fn a_derivative_too_many_is_refused() {
+    let x = Tensor::randn([1, 2, 4, 4], CPU).set_requires_grad(true);
+    let refused = |out: Tensor| {
+        let error = Tensor::f_run_backward(&[out.square().sum(Kind::Float)], &[&x], true, true).map(|_| ());
+        error.unwrap_err().to_string().contains("no further derivative")
+    };
+    assert!(refused(leaky_pixel_norm(&x, 0.2, 1e-8).unwrap()));
+    let once = leaky_downscale(&x, 0.2).unwrap().square().sum(Kind::Float);
+    let slope = Tensor::run_backward(&[once], &[&x], true, true);
+    assert!(refused(slope[0].shallow_clone()));
 }
 
 #[test]

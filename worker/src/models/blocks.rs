@@ -3,6 +3,7 @@
 //! Conventions: NCHW, weights `[out, in, kh, kw]` or `[out, in]`. Sources are sections of Karras et al., ICLR 2018 ("PGGAN").
 
 use crate::parameters::Parameters;
+use native::Geometry;
 use tch::{Kind, Tensor};
 
 /// Gain of a layer that feeds a rectifier (He et al. 2015).
@@ -16,6 +17,11 @@ const EPSILON: f64 = 1e-8;
 /// Leaky ReLU with slope 0.2, in place.
 pub fn leaky(x: Tensor) -> Tensor {
     native::leaky_relu(x, SLOPE).expect("activations are floating-point tensors that are no leaves")
+}
+
+/// Leaky ReLU, then the mean of 2x2 pixels: half the side, in one pass over memory.
+pub fn leaky_downscale(x: &Tensor) -> Tensor {
+    native::leaky_downscale(x, SLOPE).expect("activations are floating-point tensors of even side")
 }
 
 /// Leaky ReLU and pixel norm of G in one pass over memory. Differentiable once, which is all that a generator needs.
@@ -47,7 +53,7 @@ pub fn downscale(x: &Tensor) -> Tensor {
 /// c, h, w, one number for every sample of the group.
 pub fn minibatch_deviation(x: &Tensor, group: i64) -> Tensor {
     let (n, c, h, w) = x.size4().expect("an activation has four dimensions");
-    let grouped = x.view([n / group, group, c * h * w]);
+    let grouped = x.reshape([n / group, group, c * h * w]);
     let centred = &grouped - grouped.mean_dim(&[1i64][..], true, None::<Kind>);
     let deviation = ((&centred * &centred).mean_dim(&[1i64][..], false, None::<Kind>) + EPSILON).sqrt();
     let map = deviation
@@ -94,8 +100,21 @@ pub struct Layer {
 impl Layer {
     /// Convolution with as much padding as keeps the side.
     pub fn conv(&self, x: &Tensor) -> Tensor {
-        let padding = self.weight.size()[2] / 2;
-        x.conv2d(&self.weight, Some(&self.bias), 1, padding, 1, 1)
+        self.convolve(x, &self.weight, self.keeping_side(), None)
+    }
+
+    /// The same and leaky ReLU.
+    pub fn leaky_conv(&self, x: &Tensor) -> Tensor {
+        self.convolve(x, &self.weight, self.keeping_side(), Some(SLOPE))
+    }
+
+    fn keeping_side(&self) -> Geometry {
+        Geometry { stride: 1, padding: self.weight.size()[2] / 2, transposed: false }
+    }
+
+    fn convolve(&self, x: &Tensor, weight: &Tensor, geometry: Geometry, slope: Option<f64>) -> Tensor {
+        let out = native::convolution(x, weight, &self.bias, geometry, slope);
+        out.expect("a layer's shapes follow from the architecture, and images come in its sizes")
     }
 
     /// Dense layer.
@@ -113,12 +132,13 @@ impl Layer {
     pub fn upscaling_conv(&self, x: &Tensor) -> Tensor {
         // a transposed convolution flips its kernel, so it is turned round first
         let kernel = spread(&self.weight).flip([2, 3]).transpose(0, 1);
-        x.conv_transpose2d(&kernel, Some(&self.bias), 2, 1, 0, 1, 1)
+        self.convolve(x, &kernel, Geometry { stride: 2, padding: 1, transposed: true }, None)
     }
 
-    /// 3x3 convolution and 2x2 mean as one strided 4x4 convolution: conv, mean, bias, in this order.
-    pub fn downscaling_conv(&self, x: &Tensor) -> Tensor {
-        x.conv2d(&(spread(&self.weight) * 0.25), Some(&self.bias), 2, 1, 1, 1)
+    /// 3x3 convolution and 2x2 mean as one strided 4x4 convolution, and leaky ReLU: conv, mean, bias, in this order.
+    pub fn leaky_downscaling_conv(&self, x: &Tensor) -> Tensor {
+        let kernel = spread(&self.weight) * 0.25;
+        self.convolve(x, &kernel, Geometry { stride: 2, padding: 1, transposed: false }, Some(SLOPE))
     }
 }
 
@@ -151,8 +171,8 @@ mod tests {
         let x = Tensor::randn([2, 3, 8, 8], (Kind::Double, Device::Cpu));
         assert!(distance(&layer.upscaling_conv(&x), &layer.conv(&upscale(&x))) < 1e-12);
         let bias = layer.bias.view([1, -1, 1, 1]);
-        let plain = downscale(&(layer.conv(&x) - &bias)) + &bias;
-        assert!(distance(&layer.downscaling_conv(&x), &plain) < 1e-12);
+        let plain = leaky(downscale(&(layer.conv(&x) - &bias)) + &bias);
+        assert!(distance(&layer.leaky_downscaling_conv(&x), &plain) < 1e-12);
     }
 
     /// gan.md 19, item 8.

@@ -5,7 +5,8 @@
 //! in the norm of the gradient penalty (`model.gp_norm`).
 
 use super::blocks::{
-    Equalized, Layer, RECTIFIER, downscale, leaky, leaky_pixel_norm, minibatch_deviation, pixel_norm, upscale,
+    Equalized, Layer, RECTIFIER, downscale, leaky, leaky_downscale, leaky_pixel_norm, minibatch_deviation, pixel_norm,
+    upscale,
 };
 use super::{Batch, Draw, GanModel, Loss, Phase};
 use crate::parameters::Parameters;
@@ -125,16 +126,16 @@ struct Scorer {
 impl Scorer {
     /// `[n, 3, r, r] -> [n]`, `n` a multiple of `group`.
     fn score(&self, images: &Tensor, group: u32) -> Tensor {
-        let mut x = leaky(self.from_rgb.conv(images));
-        let mut old = self.from_rgb_below.as_ref().map(|layer| leaky(layer.conv(&downscale(images))));
+        let mut x = self.from_rgb.leaky_conv(images);
+        let mut old = self.from_rgb_below.as_ref().map(|layer| layer.leaky_conv(&downscale(images)));
         for (conv0, conv1) in self.blocks.iter().rev() {
-            x = leaky(conv0.conv(&x));
-            x = if self.fused { leaky(conv1.downscaling_conv(&x)) } else { downscale(&leaky(conv1.conv(&x))) };
+            x = conv0.leaky_conv(&x);
+            x = if self.fused { conv1.leaky_downscaling_conv(&x) } else { leaky_downscale(&conv1.conv(&x)) };
             if let Some(old) = old.take() {
                 x = x * self.alpha + old * (1.0 - self.alpha);
             }
         }
-        x = leaky(self.conv.conv(&minibatch_deviation(&x, i64::from(group))));
+        x = self.conv.leaky_conv(&minibatch_deviation(&x, i64::from(group)));
         self.dense1.dense(&leaky(self.dense0.dense(&x.flatten(1, -1)))).view([-1])
     }
 }
