@@ -3,12 +3,11 @@
 //! Reads only: nothing here writes to a store, makes a folder or deletes. The checkpoint's own configuration is not known
 //! before it is found, so an S3 store is described by flags, by `GANFLEET__CHECKPOINT__S3__…`, or by `AWS_ENDPOINT_URL`.
 
-use crate::config_cli;
 use crate::failure::Failure;
+use crate::s3_args::S3Args;
 use clap::{Args, Subcommand};
 use common::checkpoint::{Manifest, ManifestKey};
-use common::config::resolved::{Model, RunConfig, S3};
-use common::config::{self, Base, Layers};
+use common::config::resolved::{Model, RunConfig};
 use common::exit::Exit;
 use common::families::progan::Level;
 use common::ids::ImagesSeen;
@@ -40,51 +39,6 @@ pub struct Place {
     /// How the store is reached.
     #[command(flatten)]
     pub s3: S3Args,
-}
-
-/// How an S3-compatible store is reached. Credentials come from the environment (AWS_ACCESS_KEY_ID, …).
-#[derive(Clone, Debug, Default, Args)]
-pub struct S3Args {
-    /// Endpoint of an S3 store that is not AWS
-    #[arg(long, value_name = "URL")]
-    pub s3_endpoint: Option<String>,
-    /// Region of the S3 store
-    #[arg(long, value_name = "NAME")]
-    pub s3_region: Option<String>,
-    /// Address endpoint/bucket instead of bucket.endpoint
-    #[arg(long)]
-    pub s3_path_style: bool,
-    /// PEM file with a certificate authority to trust besides the usual ones
-    #[arg(long, value_name = "FILE")]
-    pub s3_ca: Option<String>,
-    /// Allow an http:// endpoint beyond this machine
-    #[arg(long)]
-    pub s3_allow_http: bool,
-}
-
-impl S3Args {
-    /// The flags over the environment's `GANFLEET__CHECKPOINT__S3__…`.
-    ///
-    /// # Errors
-    /// A variable is wrong.
-    pub fn resolve(&self) -> Result<S3, Failure> {
-        const PREFIX: &str = "ganfleet__checkpoint__s3__";
-        let wanted = |name: &str| name.to_lowercase().starts_with(PREFIX);
-        let env: Vec<_> = config_cli::environment()?.into_iter().filter(|(name, _)| wanted(name)).collect();
-        let here = std::env::current_dir()
-            .map_err(|error| Failure::new(Exit::Config, format!("the working directory cannot be found: {error}")))?;
-        // The least that makes an experiment; only the store's settings of it are used.
-        let base = Base::File { path: "", text: "name = \"unknown\"\n[data]\nsource = \"unknown\"\n", folder: &here };
-        let resolved = config::resolve(&Layers { base, env: &env, set: &[], working_dir: &here }, 1);
-        let s3 = resolved.map_err(|error| Failure::new(Exit::Config, error))?.config.checkpoint.s3;
-        Ok(S3 {
-            endpoint: self.s3_endpoint.clone().or(s3.endpoint),
-            region: self.s3_region.clone().or(s3.region),
-            path_style: self.s3_path_style || s3.path_style,
-            ca: self.s3_ca.clone().or(s3.ca),
-            allow_http: self.s3_allow_http || s3.allow_http,
-        })
-    }
 }
 
 /// Carries out `command` and writes its answer to `out`.
@@ -379,6 +333,8 @@ fn pretty(json: &Json) -> String {
 mod tests {
     use super::*;
     use common::checkpoint::{Dataset, FORMAT, Part, TrainerCursor};
+    use common::config::resolved::S3;
+    use common::config::{self, Base, Layers};
     use common::ids::Generation;
     use std::collections::BTreeMap;
     use std::path::Path;

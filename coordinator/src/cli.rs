@@ -7,7 +7,9 @@ use crate::failure::Failure;
 use crate::launch::{Begin, Options, launch};
 use crate::operate::operate;
 use crate::origin::{Overrides, Resume};
-use crate::{checkpoints_cli, config_cli, render, sample};
+use crate::plot::PlotArgs;
+use crate::s3_args::S3Args;
+use crate::{checkpoints_cli, config_cli, plot, render, sample};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use common::exit::Exit;
 use rpc::operate_request::Command as Question;
@@ -79,10 +81,12 @@ pub enum Command {
         /// PNG file to write
         #[arg(long, value_name = "FILE")]
         out: PathBuf,
-        /// Endpoint of an S3 store that is not AWS
-        #[arg(long)]
-        s3_endpoint: Option<String>,
+        /// How the store is reached.
+        #[command(flatten)]
+        s3: S3Args,
     },
+    /// Draw the curves of a run: resolution, distances, losses, speed
+    Plot(PlotArgs),
     /// List, show and verify checkpoints
     #[command(subcommand)]
     Checkpoints(CheckpointsCommand),
@@ -157,9 +161,8 @@ pub async fn run(command: Command) -> Result<Exit, Failure> {
         Command::Status(target) => ask(&target, Question::Status(rpc::StatusQuestion {})).await,
         Command::Stop(target) => ask(&target, Question::Stop(rpc::Stop { reason: String::new() })).await,
         Command::Checkpoint(target) => ask(&target, Question::Checkpoint(rpc::Checkpoint {})).await,
-        Command::Sample { url, seeds, out, s3_endpoint } => {
-            match sample::sample(&url, &seeds, &out, s3_endpoint.as_deref())? {}
-        }
+        Command::Sample { url, seeds, out, s3 } => match sample::sample(&url, &seeds, &out, &s3)? {},
+        Command::Plot(args) => plot::plot(&args).await.map(|()| Exit::Ok),
         Command::Checkpoints(command) => checkpoints_cli::run(&command, &mut std::io::stdout().lock()).await,
         Command::Config(command) => {
             config_cli::run(&command, &mut std::io::stdout().lock())?;

@@ -161,8 +161,15 @@ fn pretty(json: &serde_json::Value) -> String {
 /// # Errors
 /// Every mistake in file, environment and `--set` at once, or that the file cannot be read.
 pub fn load(args: &ExperimentArgs) -> Result<Experiment, Failure> {
-    let working_dir = std::env::current_dir().map_err(Failure::WorkingDirectory)?;
-    load_from(args, &environment()?, &working_dir)
+    load_from(args, &environment()?, &working_dir()?)
+}
+
+/// Where relative paths of the command line begin.
+///
+/// # Errors
+/// It is gone.
+pub fn working_dir() -> Result<PathBuf, Failure> {
+    std::env::current_dir().map_err(Failure::WorkingDirectory)
 }
 
 /// The environment variables that are keys of an experiment.

@@ -15,6 +15,8 @@
 //! | [`records`] | `metrics.jsonl` and `log.txt` |
 //! | [`view`], [`render`], [`display`] | what is shown: as data, as text, on which screen |
 //! | [`state`], [`operate`](mod@operate) | finding and asking the coordinator of a run on this machine |
+//! | [`plot`](mod@plot) | the curves of a run as a picture |
+//! | [`s3_args`] | how a store is reached before a run's configuration is known |
 //! | [`config_cli`], [`checkpoints_cli`] | `config`: experiment files; `checkpoints`: what a run has stored |
 
 pub mod admission;
@@ -29,9 +31,11 @@ pub mod lines;
 pub mod machine;
 pub mod operate;
 pub mod origin;
+pub mod plot;
 pub mod prepare;
 pub mod records;
 pub mod render;
+pub mod s3_args;
 pub mod sample;
 pub mod server;
 pub mod signals;

@@ -5,8 +5,9 @@
 
 use crate::config_cli::{self, Experiment, ExperimentArgs};
 use crate::failure::Failure;
+use crate::s3_args;
 use common::checkpoint::{Dataset, Manifest, ManifestKey};
-use common::config::resolved::{RunConfig, S3};
+use common::config::resolved::RunConfig;
 use common::config::{self, Base, Change, Effect, Layers};
 use common::exit::Exit;
 use common::ids::{Generation, ImagesSeen};
@@ -115,7 +116,7 @@ pub async fn of_experiment(file: PathBuf, overrides: &Overrides, resume: Option<
 /// The URL names no run with a checkpoint that can be restored, or a change is not allowed.
 pub async fn of_checkpoint(url: &str, overrides: &Overrides) -> Result<Origin, Failure> {
     let RunUrl { root, run, key } = storage::resolve_run_url(url)?;
-    let run = Store::open_existing(&root, &s3(&overrides.set)?)?.run(&run)?;
+    let run = Store::open_existing(&root, &s3_args::of_layers(&overrides.set)?)?.run(&run)?;
     resumed(run, key, overrides, None).await
 }
 
@@ -138,27 +139,6 @@ pub fn workers(overrides: &Overrides, config: &RunConfig) -> u32 {
     crate::machine::workers(overrides.workers, config.cluster.workers, gpus, crate::machine::cores())
 }
 
-/// How to reach an S3 store before the run's own configuration is known: from the environment and `--set`.
-fn s3(set: &[String]) -> Result<S3, Failure> {
-    // the least that makes an experiment; none of it is used
-    let text = "name = \"unknown\"\n[data]\nsource = \"unknown\"\n";
-    let wanted = |key: &str| key.starts_with("checkpoint.s3.");
-    let env: Vec<_> = config_cli::environment()?
-        .into_iter()
-        .filter(|(name, _)| name.to_lowercase().starts_with("ganfleet__checkpoint__s3__"))
-        .collect();
-    let set: Vec<_> = set.iter().filter(|text| wanted(text.trim_start())).cloned().collect();
-    let working_dir = working_dir()?;
-    let base = Base::File { path: "", text, folder: &working_dir };
-    let resolved = config::resolve(&Layers { base, env: &env, set: &set, working_dir: &working_dir }, 1);
-    Ok(resolved.map_err(|error| Failure::new(Exit::Config, error))?.config.checkpoint.s3)
-}
-
-fn working_dir() -> Result<PathBuf, Failure> {
-    let lost = |error| Failure::new(Exit::Config, format!("the working directory cannot be found: {error}"));
-    std::env::current_dir().map_err(lost)
-}
-
 async fn resumed(
     run: Run,
     key: Option<ManifestKey>,
@@ -173,7 +153,7 @@ async fn resumed(
     set.extend(overrides.workers.map(|workers| format!("cluster.workers={workers}")));
     // a run goes on where it was found, even if it was moved there
     set.push(format!("checkpoint.url={}", toml_text(run.store().url())));
-    let (env, working_dir) = (config_cli::environment()?, working_dir()?);
+    let (env, working_dir) = (config_cli::environment()?, config_cli::working_dir()?);
     let layers = Layers { base: Base::Run(&manifest.config), env: &env, set: &set, working_dir: &working_dir };
     let resolved = config::resolve(&layers, manifest.world).map_err(|error| Failure::new(Exit::Config, error))?;
     notes.extend(judge(&config::diff(&manifest.config, &resolved.config))?);

@@ -2,6 +2,7 @@
 
 use crate::failure::Failure;
 use crate::machine;
+use crate::s3_args::S3Args;
 use common::exit::Exit;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -11,18 +12,11 @@ use std::process::Command;
 ///
 /// # Errors
 /// There is no worker binary, or it cannot be started. Does not return otherwise.
-pub fn sample(
-    url: &str,
-    seeds: &str,
-    out: &Path,
-    s3_endpoint: Option<&str>,
-) -> Result<std::convert::Infallible, Failure> {
+pub fn sample(url: &str, seeds: &str, out: &Path, s3: &S3Args) -> Result<std::convert::Infallible, Failure> {
+    let s3 = serde_json::to_string(&s3.resolve()?).map_err(|error| Failure::new(Exit::Internal, error))?;
     let worker = machine::worker_binary()?;
     let mut command = Command::new(&worker);
-    command.args(["sample", url, "--seeds", seeds, "--out"]).arg(out);
-    if let Some(endpoint) = s3_endpoint {
-        command.args(["--s3-endpoint", endpoint]);
-    }
+    command.args(["sample", url, "--seeds", seeds, "--s3", &s3, "--out"]).arg(out);
     let error = command.exec();
     Err(Failure::new(Exit::Internal, format!("cannot start {}: {error}", worker.display())))
 }

@@ -23,8 +23,9 @@ fn main() {
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
         .files(["shim/shim.cpp", "shim/layers.cpp", "shim/kernels.cpp"]);
-    if build.get_compiler().is_like_gnu() {
-        // the pool of threads is libtorch's own: its headers start them with OpenMP, from the library that it brings
+    // The pool of threads is libtorch's own: its headers start them with OpenMP, from the library that comes with it.
+    let openmp = root.join("lib/libgomp.so.1");
+    if build.get_compiler().is_like_gnu() && openmp.exists() {
         build.flag("-fopenmp");
         println!("cargo:rustc-link-search=native={}", root.join("lib").display());
         println!("cargo:rustc-link-lib=dylib:+verbatim=libgomp.so.1");

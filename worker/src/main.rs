@@ -9,6 +9,7 @@ use native::cuda;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use worker::failure::Failure;
 use worker::{join, prepare, sample};
 
 #[derive(Parser)]
@@ -39,9 +40,9 @@ enum Command {
         /// File to write.
         #[arg(long)]
         out: PathBuf,
-        /// Endpoint of an S3-compatible store that is not AWS [env: AWS_ENDPOINT_URL].
-        #[arg(long)]
-        s3_endpoint: Option<String>,
+        /// How an S3-compatible store is reached: `checkpoint.s3` of a resolved configuration (JSON).
+        #[arg(long, value_name = "JSON")]
+        s3: Option<String>,
     },
 }
 
@@ -66,11 +67,8 @@ fn main() -> ExitCode {
             join::join(&address, &token, listen, &cuda)
         }
         Command::Prepare => prepare::from_stdin().map(|()| Exit::Ok),
-        Command::Sample { url, seeds, out, s3_endpoint } => {
-            let endpoint = s3_endpoint.or_else(|| std::env::var("AWS_ENDPOINT_URL").ok());
-            let plain = endpoint.as_ref().is_some_and(|e| e.starts_with("http://"));
-            let s3 = S3 { path_style: endpoint.is_some(), allow_http: plain, endpoint, ..S3::default() };
-            sample::sample(&url, &seeds, &out, &s3).map(|()| Exit::Ok)
+        Command::Sample { url, seeds, out, s3 } => {
+            s3_settings(s3.as_deref()).and_then(|s3| sample::sample(&url, &seeds, &out, &s3)).map(|()| Exit::Ok)
         }
     };
     match outcome {
@@ -80,6 +78,11 @@ fn main() -> ExitCode {
             failure.exit().into()
         }
     }
+}
+
+fn s3_settings(json: Option<&str>) -> Result<S3, Failure> {
+    json.map_or_else(|| Ok(S3::default()), serde_json::from_str)
+        .map_err(|error| Failure::Usage(format!("--s3 is not what coordinator sample gives: {error}")))
 }
 
 /// Where libtorch's CUDA half may lie: beside the binary in a package, or in the set-up's view.

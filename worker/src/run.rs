@@ -75,6 +75,8 @@ struct Training<'t, 'a> {
 /// The tick in work.
 struct TickState {
     start_images: u64,
+    /// Images when this process began to measure it: after a resume, later than its start.
+    measured_from: u64,
     began: Instant,
     steps: u64,
     skipped_before: u64,
@@ -83,9 +85,10 @@ struct TickState {
 }
 
 impl TickState {
-    fn new(start_images: u64, skipped_before: u64) -> Self {
+    fn new(start_images: u64, measured_from: u64, skipped_before: u64) -> Self {
         Self {
             start_images,
+            measured_from,
             began: Instant::now(),
             steps: 0,
             skipped_before,
@@ -108,7 +111,7 @@ impl<'t, 'a> Training<'t, 'a> {
     fn new(trainer: &'t mut Trainer, parts: &'t mut Parts<'a>, from: Option<TrainerCursor>) -> Self {
         let from = from.unwrap_or_default();
         Self {
-            tick: TickState::new(from.tick_start_images, from.skipped_updates),
+            tick: TickState::new(from.tick_start_images, from.images, from.skipped_updates),
             seconds_before: from.seconds,
             best: from.best,
             floors: BTreeMap::new(),
@@ -241,7 +244,7 @@ impl<'t, 'a> Training<'t, 'a> {
             return Err(Failure::Diverged(ImagesSeen(images)));
         }
         let seconds = self.tick.began.elapsed().as_secs_f64();
-        let shown = (images - self.tick.start_images) as f64;
+        let shown = (images - self.tick.measured_from) as f64;
         let reduce = self.trainer.communicator().take_waited();
         let data = self.parts.input.take_waited();
         let (stall, other) = (self.tick.checkpoint_stall, self.tick.other);
@@ -271,7 +274,7 @@ impl<'t, 'a> Training<'t, 'a> {
             spent: spent.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
         };
         self.say(&Event::Tick(tick));
-        self.tick = TickState::new(images, skipped);
+        self.tick = TickState::new(images, images, skipped);
         Ok(())
     }
 

@@ -16,6 +16,7 @@ use crate::communicator::Communicator;
 use crate::trainer::{StepError, Trainer};
 use common::checkpoint::{Dataset, FORMAT, Manifest, Part, Policy, TrainerCursor, deal};
 use common::ids::{Generation, ImagesSeen};
+use futures::{StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -26,6 +27,9 @@ use tokio::runtime::Runtime;
 
 /// Age below which a blob that no manifest names is left alone: longer than any save takes.
 const SWEEP_GRACE: Duration = Duration::from_secs(3600);
+
+/// Parts of a share that are encoded and sent at a time: one fills the link while the next is hashed.
+const UPLOADS: usize = 3;
 
 /// What every manifest of this process says.
 #[derive(Clone, Debug)]
@@ -133,14 +137,9 @@ impl Checkpoints {
         let (sender, answer) = channel();
         let (run, parent) = (self.run.clone(), self.parent.clone());
         self.runtime.spawn(async move {
-            let mut share = Share::default();
-            for part in mine {
-                if let Err(error) = store(&run, part, parent.as_deref(), &mut share).await {
-                    share.error = Some(error);
-                    break;
-                }
-            }
-            let _trainer_gone = sender.send(share);
+            let parts = futures::stream::iter(mine).map(|part| store(&run, part, parent.as_deref()));
+            let stored: Result<Vec<_>, _> = parts.buffered(UPLOADS).try_collect().await;
+            let _trainer_gone = sender.send(stored.map_or_else(Share::failed, Share::of));
         });
         self.last = Some(cursor.images);
         self.in_flight = Some(InFlight { cursor, began, stall, answer, share: None });
@@ -306,6 +305,11 @@ impl Checkpoints {
 }
 
 impl Share {
+    fn of(parts: Vec<(Part, u64)>) -> Self {
+        let sent = parts.iter().map(|(_, sent)| sent).sum();
+        Self { parts: parts.into_iter().map(|(part, _)| part).collect(), sent, error: None }
+    }
+
     fn failed(error: String) -> Self {
         Self { error: Some(error), ..Self::default() }
     }
@@ -315,19 +319,13 @@ fn lost_thread() -> Share {
     Share::failed("the storing task ended without a word".to_owned())
 }
 
-async fn store(
-    run: &Run,
-    part: snapshot::CopiedPart,
-    parent: Option<&Manifest>,
-    share: &mut Share,
-) -> Result<(), String> {
+/// Encodes, hashes and uploads one part; tells how many bytes were sent.
+async fn store(run: &Run, part: snapshot::CopiedPart, parent: Option<&Manifest>) -> Result<(Part, u64), String> {
     let encoded = tokio::task::spawn_blocking(move || part.encode()).await.map_err(|e| e.to_string())?;
     let (bytes, part) = encoded.map_err(|e| e.to_string())?;
     let size = bytes.len() as u64;
     let stored = run.put_blob(bytes, parent).await.map_err(|e| e.to_string())?;
-    share.sent += if stored.sent { size } else { 0 };
-    share.parts.push(part);
-    Ok(())
+    Ok((part, if stored.sent { size } else { 0 }))
 }
 
 /// Why a run could not be ended in good order.
