@@ -24,7 +24,7 @@ fn main() -> ExitCode {
     match arguments.as_slice() {
         ["prepare"] => prepare(),
         ["join", address] => join(address),
-        ["sample", url, "--seeds", seeds, "--out", out] => {
+        ["sample", url, "--seeds", seeds, "--s3", _, "--out", out] => {
             println!("sample {url} {seeds} {out}");
             ExitCode::from(42)
         }
