@@ -196,6 +196,13 @@ impl Machine {
         all
     }
 
+    /// Images seen at the newest checkpoint of the tiny run, as its manifest's name says; none without a checkpoint.
+    #[must_use]
+    pub fn newest_images(&self) -> Option<u64> {
+        let newest = self.manifests().pop()?;
+        newest.file_name()?.to_str()?.split('-').next()?.parse().ok()
+    }
+
     /// `coordinator checkpoints show URL --json`.
     ///
     /// # Panics

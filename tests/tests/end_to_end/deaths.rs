@@ -64,6 +64,7 @@ fn a_killed_worker_ends_the_run_within_5_s_with_code_6() {
 #[test]
 fn workers_of_a_killed_coordinator_store_their_state_and_leave_with_code_7() {
     processes::adopt_orphans();
+    let mut orphans = 0;
     for number in 0..trials() {
         trial("killed coordinator", number, |run, machine, what| {
             let begun = run.has_begun();
@@ -73,15 +74,23 @@ fn workers_of_a_killed_coordinator_store_their_state_and_leave_with_code_7() {
             assert_eq!(end.code, -9, "{what}");
             let patience = if begun { ORPHAN_PATIENCE } else { BEFORE_A_PLACE } + LAST_STEP;
             machine.assert_nothing_runs(patience);
+            // orphans train on until their patience ends: on a fast machine that may be the run's end
+            let complete = machine.newest_images() == finished().machine.newest_images();
             for worker in workers {
                 let code = processes::end_of_orphan(worker, Duration::from_secs(5));
-                // without a place in the run there is nothing to store: nobody answered, that is all
-                let documented = if begun { code == 7 } else { [7, 8].contains(&code) };
-                assert!(documented, "{what}: worker {worker} left with {code}: {}", log(machine));
+                let documented: &[i32] = match (begun, complete) {
+                    // without a place in the run there is nothing to store: nobody answered, that is all
+                    (false, _) => &[7, 8],
+                    (true, false) => &[7],
+                    (true, true) => &[0, 7],
+                };
+                assert!(documented.contains(&code), "{what}: worker {worker} left with {code}: {}", log(machine));
+                orphans += u32::from(code == 7);
             }
             assert!(!begun || !machine.manifests().is_empty(), "{what}: nothing is stored: {}", log(machine));
         });
     }
+    assert!(orphans > 0, "no trial struck early enough for its workers to become orphans");
 }
 
 #[test]
