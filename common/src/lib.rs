@@ -7,6 +7,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod exit;
 pub mod families;
+pub mod growth;
 pub mod ids;
 pub mod metrics;
 pub mod schedule;

@@ -3,8 +3,8 @@
 //! The schedule stands still during one *cycle* (gan.md 1.8: `minibatch_repeats` rounds, each of them every phase in
 //! turn), so a [`Stage`] is asked for at the images of the cycle's start. Nothing here knows ranks or world sizes.
 
-use crate::config::resolved::{Model, RunConfig};
-use crate::families::progan::Level;
+use crate::config::resolved::RunConfig;
+use crate::growth::Level;
 use crate::ids::ImagesSeen;
 use std::ops::Range;
 
@@ -31,11 +31,10 @@ impl Stage {
     /// The stage of the cycle that begins at `images`.
     #[must_use]
     pub fn at(config: &RunConfig, images: ImagesSeen) -> Self {
-        let Model::ProGan(architecture) = &config.model;
         let train = &config.train;
-        let level = train.growth.level(architecture.resolution, images);
+        let level = train.growth.level(config.model.resolution(), images);
         let minibatch = train.minibatch_at(level.resolution);
-        let group = architecture.minibatch_stddev_group.min(minibatch);
+        let group = config.model.group().min(minibatch);
         let most = train.max_per_worker.get(&level.resolution).copied().unwrap_or(u32::MAX);
         Self {
             level,

@@ -7,9 +7,9 @@ use crate::failure::Failure;
 use crate::s3_args::S3Args;
 use clap::{Args, Subcommand};
 use common::checkpoint::{Manifest, ManifestKey};
-use common::config::resolved::{Model, RunConfig};
+use common::config::resolved::RunConfig;
 use common::exit::Exit;
-use common::families::progan::Level;
+use common::growth::Level;
 use common::ids::ImagesSeen;
 use serde_json::{Value as Json, json};
 use std::fmt::Write as _;
@@ -236,9 +236,7 @@ fn facts(run: &Run, manifest: &Manifest) -> Vec<(&'static str, String)> {
 }
 
 fn summary(config: &RunConfig) -> String {
-    let family = match &config.model {
-        Model::ProGan(_) => "progan",
-    };
+    let family = config.model.family();
     let determinism = format!("{:?}", config.train.determinism).to_lowercase();
     format!("{family}, {} px, seed {}, {determinism}", config.model.resolution(), config.seed)
 }
@@ -279,13 +277,13 @@ async fn verify(run: &Run, key: Option<ManifestKey>, json: bool) -> Result<(Stri
 
 /// Where the growth stood. A manifest comes from outside, so what the schedule takes for granted is checked first.
 fn level(manifest: &Manifest) -> Option<Level> {
-    let Model::ProGan(architecture) = &manifest.config.model;
+    let resolution = manifest.config.model.resolution();
     let growth = &manifest.config.train.growth;
     let lengths = [growth.stable_kimg, growth.fade_kimg];
-    let sound = architecture.resolution.is_power_of_two()
+    let sound = resolution.is_power_of_two()
         && growth.start_resolution.is_power_of_two()
         && lengths.iter().all(|kimg| kimg.is_finite() && *kimg >= 0.0);
-    sound.then(|| growth.level(architecture.resolution, ImagesSeen(manifest.cursor.cycle_images)))
+    sound.then(|| growth.level(resolution, ImagesSeen(manifest.cursor.cycle_images)))
 }
 
 /// `000000060000-000001`

@@ -3,7 +3,7 @@
 
 use crate::generate;
 use crate::trainer::{StepError, Trainer};
-use common::families::progan::Level;
+use common::growth::Level;
 use common::metrics::Quality;
 use common::seed::{Purpose, Stream};
 use data::Pyramid;

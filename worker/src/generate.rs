@@ -4,7 +4,7 @@
 
 use crate::models::GanModel;
 use crate::trainer::{StepError, Trainer};
-use common::families::progan::Level;
+use common::growth::Level;
 use common::seed::{Purpose, Stream};
 use std::ops::Range;
 use tch::{Device, Kind, Tensor};

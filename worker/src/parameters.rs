@@ -26,9 +26,9 @@ impl Parameters {
             .enumerate()
             .map(|(i, spec)| match spec.init {
                 Init::Zero => Tensor::zeros(&spec.shape, (kind, device)),
-                Init::Normal => {
-                    let mut values = vec![0.0f32; spec.numel() as usize];
-                    Stream::new(seed, Purpose::Init, first + i as u64, 0).normals(&mut values);
+                init => {
+                    let stream = Stream::new(seed, Purpose::Init, first + i as u64, 0);
+                    let values = draw(init, stream, spec.numel() as usize);
                     Tensor::from_slice(&values).view(&spec.shape[..]).to_kind(kind).to_device(device)
                 }
             })
@@ -99,4 +99,20 @@ impl Parameters {
             }
         }
     }
+}
+
+/// `count` initial values.
+fn draw(init: Init, mut stream: Stream, count: usize) -> Vec<f32> {
+    let mut values = vec![0.0; count];
+    match init {
+        Init::Zero => {}
+        Init::Normal => stream.normals(&mut values),
+        Init::Uniform(bound) => values.iter_mut().for_each(|value| *value = (2.0 * stream.uniform() - 1.0) * bound),
+        Init::Direction => {
+            stream.normals(&mut values);
+            let length = values.iter().map(|value| value * value).sum::<f32>().sqrt().max(f32::MIN_POSITIVE);
+            values.iter_mut().for_each(|value| *value /= length);
+        }
+    }
+    values
 }

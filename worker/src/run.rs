@@ -13,7 +13,7 @@ use crate::outputs::Outputs;
 use crate::trainer::{Flags, Trainer};
 use agent::{Activity, Agent, Commands, Progress, Stored};
 use common::checkpoint::TrainerCursor;
-use common::families::progan::Level;
+use common::growth::Level;
 use common::ids::ImagesSeen;
 use common::metrics::{Event, Tick};
 use common::seed::Purpose;

@@ -7,8 +7,8 @@
 use super::error::{Origin, Problem, printable};
 use super::layers::{Base, Layers, Leaves};
 use super::raw::{
-    At, CountOrAuto, MetricKind, PerResolution, RawCheckpoint, RawCluster, RawData, RawFile, RawMetrics, RawModel,
-    RawOptimizer, RawProGan, RawS3, RawSamples, RawTrain, Resolution,
+    At, CountOrAuto, MetricKind, PerResolution, RawCheckpoint, RawCluster, RawData, RawFile, RawGrowth, RawMetrics,
+    RawModel, RawOptimizer, RawProGan, RawS3, RawSamples, RawTrain, Resolution,
 };
 use super::resolve::covers;
 use super::resolved::{
@@ -16,7 +16,9 @@ use super::resolved::{
     Samples, Train,
 };
 use super::{duration, paths};
-use crate::families::progan::{Architecture, GpNorm, Growth, Upscale};
+use crate::families::progan::{Architecture, GpNorm, Upscale};
+use crate::families::sngan;
+use crate::growth::Growth;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -32,13 +34,13 @@ impl Check<'_> {
         let name = self.need("name", raw.name, String::new());
         self.name(&name);
         let model = self.model(raw.model);
-        let resolution = model.resolution();
+        let train = self.train(raw.train.unwrap_or_default(), &model);
         RunConfig {
             name,
             seed: self.need("seed", raw.seed, 0),
             model,
             data: self.data(raw.data.unwrap_or_default()),
-            train: self.train(raw.train.unwrap_or_default(), resolution),
+            train,
             cluster: self.cluster(raw.cluster.unwrap_or_default()),
             checkpoint: self.checkpoint(raw.checkpoint.unwrap_or_default()),
             metrics: self.metrics(raw.metrics.unwrap_or_default()),
@@ -47,8 +49,18 @@ impl Check<'_> {
     }
 
     fn model(&mut self, raw: Option<RawModel>) -> Model {
-        let RawModel::ProGan(raw) = raw.unwrap_or(RawModel::ProGan(RawProGan::default()));
-        Model::ProGan(Architecture {
+        match raw.unwrap_or(RawModel::ProGan(RawProGan::default())) {
+            RawModel::ProGan(raw) => Model::ProGan(self.progan(&raw)),
+            RawModel::Sngan(raw) => Model::Sngan(sngan::Architecture {
+                resolution: self.need("model.resolution", raw.resolution, Resolution(4)).0,
+                latent_size: self.need("model.latent_size", raw.latent_size, 1),
+                width: self.need("model.width", raw.width, 1),
+            }),
+        }
+    }
+
+    fn progan(&mut self, raw: &RawProGan) -> Architecture {
+        Architecture {
             resolution: self.need("model.resolution", raw.resolution, Resolution(4)).0,
             latent_size: self.need("model.latent_size", raw.latent_size, 1),
             fmap_base: self.need("model.fmap_base", raw.fmap_base, 8192),
@@ -59,7 +71,7 @@ impl Check<'_> {
             gp_weight: self.need("model.gp_weight", raw.gp_weight, 0.0),
             gp_target: self.need("model.gp_target", raw.gp_target, 1.0),
             drift: self.need("model.drift", raw.drift, 0.0),
-        })
+        }
     }
 
     fn data(&mut self, raw: RawData) -> Data {
@@ -80,8 +92,8 @@ impl Check<'_> {
         }
     }
 
-    fn train(&mut self, raw: RawTrain, resolution: u32) -> Train {
-        let growth = raw.growth.unwrap_or_default();
+    fn train(&mut self, raw: RawTrain, model: &Model) -> Train {
+        let resolution = model.resolution();
         let (minibatch, minibatch_base) = self.table("train.minibatch", raw.minibatch, resolution, |s| s.0);
         let (tick_kimg, tick_kimg_base) = self.table("train.tick_kimg", raw.tick_kimg, resolution, |t| t.0);
         Train {
@@ -89,10 +101,9 @@ impl Check<'_> {
             precision: self.need("train.precision", raw.precision, Precision::Fp32),
             determinism: self.need("train.determinism", raw.determinism, Determinism::Fast),
             threads: self.count("train.threads", raw.threads),
-            growth: Growth {
-                start_resolution: self.need("train.growth.start_resolution", growth.start_resolution, Resolution(4)).0,
-                stable_kimg: self.need("train.growth.stable_kimg", growth.stable_kimg, 0.0),
-                fade_kimg: self.need("train.growth.fade_kimg", growth.fade_kimg, 0.0),
+            growth: match model.grows() {
+                true => self.growth(&raw.growth.unwrap_or_default()),
+                false => Growth::none(resolution),
             },
             minibatch,
             minibatch_base,
@@ -106,6 +117,14 @@ impl Check<'_> {
             },
             tick_kimg,
             tick_kimg_base,
+        }
+    }
+
+    fn growth(&mut self, raw: &RawGrowth) -> Growth {
+        Growth {
+            start_resolution: self.need("train.growth.start_resolution", raw.start_resolution, Resolution(4)).0,
+            stable_kimg: self.need("train.growth.stable_kimg", raw.stable_kimg, 0.0),
+            fade_kimg: self.need("train.growth.fade_kimg", raw.fade_kimg, 0.0),
         }
     }
 

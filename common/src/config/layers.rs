@@ -10,6 +10,7 @@ use super::raw::{RawFile, Schedule};
 use super::resolved::{Precision, RunConfig};
 use super::schema::{self, Leaf, Mismatch, Node, join};
 use super::tree::Tree;
+use crate::families;
 use serde_json::Value as Json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -86,7 +87,16 @@ pub(super) fn gather(layers: &Layers<'_>, workers: u32) -> (Leaves, Vec<Problem>
     let family = trees.text(&FAMILY).or_else(|| Some(bottom.get(&FAMILY)?.text()?.to_owned()));
     let mut reader = Reader { family: family.unwrap_or_default(), problems };
 
-    let bottom = reader.layer(&bottom, &|_| origin.clone());
+    let own = match layers.base {
+        Base::File { .. } => families::defaults(&reader.family).and_then(|text| Tree::parse(text).ok()),
+        Base::Run(_) => None,
+    };
+    // keys of another family mean nothing to this one
+    let bottom = if own.is_some() { bottom.without("model") } else { bottom };
+    let mut lowest = Vec::new();
+    for tree in std::iter::once(&bottom).chain(&own) {
+        lowest.push(reader.layer(tree, &|_| origin.clone()));
+    }
     let mut said = Vec::new();
     if let (Base::File { path, .. }, Some(tree)) = (layers.base, &trees.file) {
         said.push(reader.layer(tree, &|line| Origin::File { path: path.to_owned(), line }));
@@ -103,14 +113,16 @@ pub(super) fn gather(layers: &Layers<'_>, workers: u32) -> (Leaves, Vec<Problem>
     let mut problems = reader.problems;
     exclusive_within(&said, &mut problems);
     let preset = match layers.base {
-        Base::File { .. } => preset_of(&said, workers),
+        // a schedule of growth for a family that does not grow is refused later, not applied
+        Base::File { .. } if own.is_none() => preset_of(&said, workers),
+        Base::File { .. } => None,
         Base::Run(_) => {
             no_schedule(&said, &mut problems);
             None
         }
     };
     let mut merged = Leaves::new();
-    std::iter::once(bottom).chain(preset).chain(said).for_each(|layer| merge(&mut merged, layer));
+    lowest.into_iter().chain(preset).chain(said).for_each(|layer| merge(&mut merged, layer));
     (merged, problems)
 }
 
@@ -258,9 +270,12 @@ impl Reader {
     }
 
     fn unknown(&self, section: &str, name: &str, siblings: &[&str]) -> Problem {
-        let all = schema::keys();
+        let here = join(section, name);
+        let mut all = schema::keys();
+        let of_another = all.iter().any(|key| *key == here || key.starts_with(&join(&here, "")));
+        all.retain(|key| *key != here);
         let hint = Some(names::advice(section, name, siblings, all.iter().map(String::as_str)));
-        let message = if all.contains(&join(section, name)) {
+        let message = if of_another {
             format!("not a key of the family \"{}\"", printable(&self.family))
         } else {
             "unknown key".to_owned()

@@ -2,8 +2,8 @@
 //!
 //! A pure function of the configuration; knows nothing of speed.
 
-use super::resolved::{Model, RunConfig};
-use crate::families::progan::Level;
+use super::resolved::RunConfig;
+use crate::growth::Level;
 use crate::ids::ImagesSeen;
 use serde::Serialize;
 use std::fmt;
@@ -59,11 +59,10 @@ pub struct Phase {
 /// The schedule of `config` when `workers` share it (0 counts as 1).
 #[must_use]
 pub fn plan(config: &RunConfig, workers: u32) -> Plan {
-    let Model::ProGan(model) = &config.model;
-    let train = &config.train;
+    let (resolution, train) = (config.model.resolution(), &config.train);
     let workers = workers.max(1);
     let total = train.total_images().max(1);
-    let level = |images: u64| train.growth.level(model.resolution, ImagesSeen(images));
+    let level = |images: u64| train.growth.level(resolution, ImagesSeen(images));
     let (mut phases, mut d_steps, mut g_steps, mut images) = (Vec::new(), 0, 0, 0);
     while images < total {
         let here = level(images);
@@ -75,7 +74,7 @@ pub fn plan(config: &RunConfig, workers: u32) -> Plan {
         let cycles = (end - images).div_ceil(d_per_cycle * u64::from(minibatch));
         let from = images;
         images += cycles * d_per_cycle * u64::from(minibatch);
-        let group = model.minibatch_stddev_group.clamp(1, minibatch);
+        let group = config.model.group().clamp(1, minibatch);
         let groups = minibatch.div_ceil(group);
         let most = groups.div_ceil(workers);
         let at_once = train.max_per_worker.get(&here.resolution).map_or(most, |limit| limit / group).clamp(1, most);
@@ -96,7 +95,7 @@ pub fn plan(config: &RunConfig, workers: u32) -> Plan {
         d_steps += cycles * d_per_cycle;
         g_steps += cycles * g_per_cycle;
     }
-    Plan { name: config.name.clone(), workers, resolution: model.resolution, phases, d_steps, g_steps, images }
+    Plan { name: config.name.clone(), workers, resolution, phases, d_steps, g_steps, images }
 }
 
 /// Images at which the knee of `level` first differs from the one at `from`, or `total`. Its knees only fall, so halving

@@ -44,6 +44,8 @@ pub struct RawFile {
 pub enum RawModel {
     /// Progressive GAN.
     ProGan(RawProGan),
+    /// Fully connected SNGAN.
+    Sngan(RawSngan),
 }
 
 /// Keys of `family = "progan"`.
@@ -77,6 +79,20 @@ pub struct RawProGan {
     /// Weight of the squared score of real images, which keeps scores from drifting.
     #[schemars(range(min = 0.0, max = 1000.0))]
     pub drift: Option<f64>,
+}
+
+/// Keys of `family = "sngan"`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawSngan {
+    /// Side of the images in pixels.
+    pub resolution: Option<Resolution>,
+    /// Length of the latent vector.
+    #[schemars(range(min = 1, max = 8192))]
+    pub latent_size: Option<u32>,
+    /// Features of the narrowest hidden layer; each towards the image is twice as wide.
+    #[schemars(range(min = 1, max = 16384))]
+    pub width: Option<u32>,
 }
 
 /// `[data]`

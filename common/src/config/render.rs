@@ -8,13 +8,15 @@ use super::error::Origin;
 use super::layers::leaves_of;
 use super::raw::{
     Auto, CountOrAuto, MetricKind, OptimizerKind, PerResolution, Rate, RawCheckpoint, RawCluster, RawData, RawFile,
-    RawGrowth, RawMetrics, RawModel, RawOptimizer, RawProGan, RawS3, RawSamples, RawTrain, Resolution, Samples,
-    TickKimg,
+    RawGrowth, RawMetrics, RawModel, RawOptimizer, RawProGan, RawS3, RawSamples, RawSngan, RawTrain, Resolution,
+    Samples, TickKimg,
 };
 use super::resolve::Resolved;
 use super::resolved::{Adam, Ema, Model, RunConfig, Train};
 use super::schema;
-use crate::families::progan::{Architecture, Growth};
+use crate::families::progan::Architecture;
+use crate::families::sngan;
+use crate::growth::Growth;
 use serde_json::Value as Json;
 use std::fmt::Write;
 
@@ -83,13 +85,12 @@ pub(super) fn toml(value: &Json) -> String {
 
 impl From<&RunConfig> for RawFile {
     fn from(run: &RunConfig) -> Self {
-        let Model::ProGan(model) = &run.model;
         let [red, green, blue] = run.data.background;
         let s3 = &run.checkpoint.s3;
         Self {
             name: Some(run.name.clone()),
             seed: Some(run.seed),
-            model: Some(RawModel::ProGan(progan(model))),
+            model: Some(model(&run.model)),
             data: Some(RawData {
                 source: Some(run.data.source.clone()),
                 mirror: Some(run.data.mirror),
@@ -97,7 +98,7 @@ impl From<&RunConfig> for RawFile {
                 cache: Some(run.data.cache.clone().unwrap_or_else(|| "auto".to_owned())),
                 max_bad_share: Some(run.data.max_bad_share),
             }),
-            train: Some(train(&run.train)),
+            train: Some(train(&run.train, run.model.grows())),
             cluster: Some(RawCluster {
                 backend: Some(run.cluster.backend),
                 workers: Some(count(run.cluster.workers)),
@@ -127,6 +128,17 @@ impl From<&RunConfig> for RawFile {
     }
 }
 
+fn model(model: &Model) -> RawModel {
+    match model {
+        Model::ProGan(architecture) => RawModel::ProGan(progan(architecture)),
+        Model::Sngan(sngan::Architecture { resolution, latent_size, width }) => RawModel::Sngan(RawSngan {
+            resolution: Some(Resolution(*resolution)),
+            latent_size: Some(*latent_size),
+            width: Some(*width),
+        }),
+    }
+}
+
 fn progan(model: &Architecture) -> RawProGan {
     RawProGan {
         resolution: Some(Resolution(model.resolution)),
@@ -142,7 +154,7 @@ fn progan(model: &Architecture) -> RawProGan {
     }
 }
 
-fn train(train: &Train) -> RawTrain {
+fn train(train: &Train, grows: bool) -> RawTrain {
     let (ema_half_life_kimg, ema_decay) = match train.ema {
         Ema::HalfLifeKimg(kimg) => (Some(kimg), None),
         Ema::Decay(decay) => (None, Some(decay)),
@@ -163,7 +175,7 @@ fn train(train: &Train) -> RawTrain {
             Some(TickKimg(train.tick_kimg_base)),
             train.tick_kimg.iter().map(|(&r, &kimg)| (r, TickKimg(kimg))),
         )),
-        growth: Some(RawGrowth {
+        growth: grows.then_some(RawGrowth {
             start_resolution: Some(Resolution(start_resolution)),
             stable_kimg: Some(stable_kimg),
             fade_kimg: Some(fade_kimg),

@@ -76,14 +76,18 @@ fn insert(table: &mut Map<String, Json>, key: &str, value: Json) {
 /// What two or more values must agree on.
 impl Check<'_> {
     fn across(&mut self, config: &RunConfig) {
-        let Model::ProGan(model) = &config.model;
-        self.growth(model, &config.train);
-        self.groups(model, &config.train);
+        match &config.model {
+            Model::ProGan(model) => {
+                self.widths(model, &config.train);
+                self.groups(model, &config.train);
+            }
+            Model::Sngan(_) => self.no_growth(config.model.family()),
+        }
         self.arithmetic(config);
         self.times(config);
     }
 
-    fn growth(&mut self, model: &Architecture, train: &Train) {
+    fn widths(&mut self, model: &Architecture, train: &Train) {
         let start = train.growth.start_resolution;
         if self.sound(&["model.resolution", "train.growth.start_resolution"]) && start > model.resolution {
             let message = format!("{start} is above model.resolution, which is {}", model.resolution);
@@ -99,6 +103,19 @@ impl Check<'_> {
             if self.sound(&[key]) && kimg > 0.0 && kimg < 0.001 {
                 self.wrong(key, format!("{kimg} kimg is less than one image"), Some("0 means none".to_owned()));
             }
+        }
+    }
+
+    /// What is said about growth, or asks for a schedule that grows, is a mistake where nothing does.
+    fn no_growth(&mut self, family: &str) {
+        let leaves = self.leaves;
+        for (key, valued) in leaves.iter().filter(|(_, valued)| valued.origin != Origin::Default) {
+            let scheduled = key == "train.schedule" && valued.value != "none";
+            if !scheduled && !key.starts_with("train.growth.") {
+                continue;
+            }
+            let message = format!("networks of family \"{family}\" do not grow");
+            self.wrong(key, message, Some("leave it out, or choose model.family = \"progan\"".to_owned()));
         }
     }
 

@@ -3,7 +3,8 @@
 //!
 //! Built only by [`super::resolve`]; a value of these types that came from there cannot be invalid.
 
-use crate::families::progan;
+use crate::families::{progan, sngan};
+use crate::growth::Growth;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -37,14 +38,41 @@ pub struct RunConfig {
 pub enum Model {
     /// Progressive GAN.
     ProGan(progan::Architecture),
+    /// Fully connected SNGAN.
+    Sngan(sngan::Architecture),
 }
 
 impl Model {
+    /// Its name in an experiment file.
+    #[must_use]
+    pub fn family(&self) -> &'static str {
+        match self {
+            Self::ProGan(_) => "progan",
+            Self::Sngan(_) => "sngan",
+        }
+    }
+
+    /// Most samples of one statistical group: what a loss looks at together, and is dealt to workers whole.
+    #[must_use]
+    pub fn group(&self) -> u32 {
+        match self {
+            Self::ProGan(a) => a.minibatch_stddev_group,
+            Self::Sngan(_) => 1,
+        }
+    }
+
+    /// Whether its resolution grows during training.
+    #[must_use]
+    pub fn grows(&self) -> bool {
+        matches!(self, Self::ProGan(_))
+    }
+
     /// Side of the images in pixels.
     #[must_use]
     pub fn resolution(&self) -> u32 {
         match self {
             Self::ProGan(a) => a.resolution,
+            Self::Sngan(a) => a.resolution,
         }
     }
 }
@@ -78,7 +106,7 @@ pub struct Train {
     /// Threads per worker on a CPU; 0 = cores divided by the workers of this machine.
     pub threads: u32,
     /// When the networks grow.
-    pub growth: progan::Growth,
+    pub growth: Growth,
     /// Global minibatch per resolution; `minibatch_base` elsewhere.
     pub minibatch: BTreeMap<u32, u32>,
     /// Global minibatch of resolutions not named in `minibatch`.

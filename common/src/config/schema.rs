@@ -128,8 +128,13 @@ impl Node {
             Self::Section(fields) => fields.iter().for_each(|(name, node)| node.keys(&join(prefix, name), out)),
             Self::Choice { tag, variants } => {
                 out.push(join(prefix, tag));
+                let known = out.len();
                 for (name, node) in variants.iter().flat_map(|(_, fields)| fields) {
-                    node.keys(&join(prefix, name), out);
+                    let key = join(prefix, name);
+                    // families share names
+                    if !out[known..].contains(&key) {
+                        node.keys(&key, out);
+                    }
                 }
             }
         }

@@ -62,6 +62,14 @@ impl Tree {
         entries.iter().find(|entry| entry.key == *first)?.value.get(rest)
     }
 
+    /// The table without its entry `key`.
+    pub fn without(self, key: &str) -> Self {
+        match self {
+            Self::Table(entries) => Self::Table(entries.into_iter().filter(|entry| entry.key != key).collect()),
+            other => other,
+        }
+    }
+
     /// The text, if it is one.
     pub fn text(&self) -> Option<&str> {
         if let Self::Text(text) = self { Some(text) } else { None }

@@ -1,8 +1,9 @@
-//! One file per GAN family: its keys in an experiment file, its parameters' names and shapes, its schedule.
+//! One file per GAN family: its keys in an experiment file, its parameters' names and shapes, its defaults.
 //!
 //! The other half of a family, its networks and losses, is `worker/src/models/<family>.rs`.
 
 pub mod progan;
+pub mod sngan;
 
 use serde::{Deserialize, Serialize};
 
@@ -26,10 +27,20 @@ impl ParameterSpec {
 }
 
 /// Initial value of a parameter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Init {
     /// N(0, 1), scaled at run time (equalized learning rate).
     Normal,
     /// All zero.
     Zero,
+    /// U(-bound, bound).
+    Uniform(f32),
+    /// A random direction: N(0, 1), scaled to length 1.
+    Direction,
+}
+
+/// What a family puts in place of the built-in defaults, as an experiment file. `None` where those are its own.
+#[must_use]
+pub fn defaults(family: &str) -> Option<&'static str> {
+    (family == "sngan").then_some(sngan::DEFAULTS)
 }

@@ -2,7 +2,7 @@
 //!
 //! Training stands still for [`copy`] only. Encoding and hashing work on the copy, in another thread.
 //!
-//! Names: `g.16.conv0.weight` is a weight, `average.<weight>` its moving average, `first.<weight>` and `second.<weight>` its
+//! Names: `g.16.conv0.weight` is a weight (`d.0.dense.u` what a network remembers besides), `average.<weight>` its moving average, `first.<weight>` and `second.<weight>` its
 //! moments. A part holds one block (`g.16`) whole, so that blocks which have not grown yet keep their hash.
 
 use crate::parameters::Parameters;
@@ -76,6 +76,9 @@ pub fn live(trainer: &Trainer) -> Vec<LivePart> {
         add("second.", optimizer.second());
     }
     add("average.", model.average().1);
+    if let Some(memory) = model.memory() {
+        add("", memory);
+    }
     parts.into_iter().map(|(name, tensors)| LivePart { name, tensors }).collect()
 }
 

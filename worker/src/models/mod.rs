@@ -5,10 +5,11 @@
 
 pub mod blocks;
 pub mod progan;
+pub mod sngan;
 
 use crate::parameters::Parameters;
 use common::config::resolved::{Model, RunConfig};
-use common::families::progan::Level;
+use common::growth::Level;
 use common::schedule::Stage;
 use common::seed::{Purpose, Stream};
 use std::ops::Range;
@@ -99,6 +100,11 @@ pub struct Loss {
     pub statistics: Vec<(&'static str, Tensor)>,
 }
 
+/// This piece's share of a mean over the global minibatch.
+fn mean(of_each: &Tensor, batch: &Batch) -> Tensor {
+    of_each.sum(of_each.kind()) / f64::from(batch.total)
+}
+
 /// A GAN family.
 pub trait GanModel {
     /// The phases of one round, in order.
@@ -120,8 +126,16 @@ pub trait GanModel {
     /// them: the same on every rank.
     fn active(&self, module: &str, level: &Level) -> Vec<usize>;
 
+    /// State that belongs to the networks but is no parameter: kept in checkpoints, changed by [`GanModel::after_step`] alone.
+    fn memory(&self) -> Option<&Parameters> {
+        None
+    }
+
     /// The loss of `phase` over `batch`. Changes no state.
     fn loss(&self, phase: &Phase, stage: &Stage, batch: &Batch, draw: &Draw) -> Loss;
+
+    /// Called once after each update of `phase`, on every rank: what it does to [`GanModel::memory`] follows from the state alone.
+    fn after_step(&self, _phase: &Phase) {}
 
     /// Images `[n, 3, r, r]` made by the averaged weights from latents `[n, latent]`, at the level's resolution.
     fn sample(&self, latents: &Tensor, level: &Level) -> Tensor;
@@ -133,9 +147,9 @@ pub trait GanModel {
 /// The model that `config` describes, freshly drawn from the run's seed.
 #[must_use]
 pub fn build(config: &RunConfig, kind: Kind, device: Device) -> Box<dyn GanModel> {
+    let (d_repeats, seed) = (config.train.d_repeats, config.seed);
     match &config.model {
-        Model::ProGan(architecture) => {
-            Box::new(progan::ProGan::new(architecture.clone(), config.train.d_repeats, config.seed, kind, device))
-        }
+        Model::ProGan(a) => Box::new(progan::ProGan::new(a.clone(), d_repeats, seed, kind, device)),
+        Model::Sngan(a) => Box::new(sngan::Sngan::new(a.clone(), d_repeats, seed, kind, device)),
     }
 }

@@ -8,9 +8,10 @@ use super::blocks::{
     Equalized, Layer, RECTIFIER, downscale, leaky, leaky_downscale, leaky_pixel_norm, minibatch_deviation, pixel_norm,
     upscale,
 };
-use super::{Batch, Draw, GanModel, Loss, Phase};
+use super::{Batch, Draw, GanModel, Loss, Phase, mean};
 use crate::parameters::Parameters;
-use common::families::progan::{Architecture, GpNorm, Level, Upscale};
+use common::families::progan::{Architecture, GpNorm, Upscale};
+use common::growth::Level;
 use common::schedule::Stage;
 use common::seed::Purpose;
 use tch::{Device, Kind, Tensor, no_grad};
@@ -207,7 +208,7 @@ impl ProGan {
         let penalty = (&norm - a.gp_target).square() * (a.gp_weight / a.gp_target.powi(2));
         let drift = of_real.square() * a.drift;
 
-        let mean = |x: &Tensor| x.sum(x.kind()) / f64::from(batch.total);
+        let mean = |of_each: &Tensor| mean(of_each, batch);
         let objective = mean(&(&of_fake - &of_real + &penalty + drift));
         let statistics = vec![
             ("loss/d", objective.detach()),
@@ -225,7 +226,7 @@ impl ProGan {
         let latents = draw.normals(Purpose::LatentG, &batch.samples, self.architecture.latent_size);
         let fake = self.generator.forward(&latents, &stage.level);
         let scores = self.discriminator.at(&stage.level).score(&fake, stage.group);
-        let objective = scores.sum(scores.kind()) / -f64::from(batch.total);
+        let objective = -mean(&scores, batch);
         let statistics = vec![("loss/g", objective.detach())];
         Loss { objective, statistics }
     }

@@ -34,7 +34,7 @@ pub(crate) fn config() -> RunConfig {
             precision: r::Precision::Fp32,
             determinism: r::Determinism::Bitwise,
             threads: 1,
-            growth: progan::Growth { start_resolution: 4, stable_kimg: 10.0, fade_kimg: 10.0 },
+            growth: crate::growth::Growth { start_resolution: 4, stable_kimg: 10.0, fade_kimg: 10.0 },
             minibatch: BTreeMap::from([(4, 16)]),
             minibatch_base: 8,
             max_per_worker: BTreeMap::new(),

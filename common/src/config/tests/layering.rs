@@ -3,6 +3,9 @@
 use super::*;
 use crate::config::resolved::{Backend, Ema, Grid, Model};
 use crate::families::progan::{GpNorm, Upscale};
+use crate::growth::{Growth, Level};
+use crate::ids::ImagesSeen;
+use crate::schedule::Stage;
 
 #[test]
 fn each_layer_overrides_the_ones_before() {
@@ -24,20 +27,21 @@ fn each_layer_overrides_the_ones_before() {
 
 #[test]
 fn the_defaults_file_has_every_key_and_these_values() {
-    let defaults = toml_edit::Document::parse(DEFAULTS).unwrap();
+    let texts = [Some(DEFAULTS), crate::families::defaults("sngan")].map(|text| text.unwrap());
+    let files = texts.map(|text| toml_edit::Document::parse(text).unwrap());
     for key in keys() {
-        let mut item = Some(defaults.as_item());
-        for part in key.split('.') {
-            item = item.and_then(|item| item.get(part));
-        }
+        let within = |file: &toml_edit::Document<&str>| {
+            key.split('.').try_fold(file.as_item().clone(), |item, part| item.get(part).cloned())
+        };
+        let item = files.iter().find_map(within);
         let name = key.rsplit('.').next().unwrap();
         let entry = name == "default" || name.parse::<u32>().is_ok();
         let commented = DEFAULTS.lines().any(|line| line.starts_with(&format!("# {name} = ")));
-        assert!(item.is_some() || entry || commented, "{key} is not in default.toml");
+        assert!(item.is_some() || entry || commented, "{key} is in no file of defaults");
     }
 
     let run = config(SMALL);
-    let Model::ProGan(model) = &run.model;
+    let Model::ProGan(model) = &run.model else { panic!() };
     assert_eq!((model.resolution, model.latent_size, model.fmap_base, model.fmap_max), (1024, 512, 8192, 512));
     assert_eq!((model.upscale, model.gp_norm, model.minibatch_stddev_group), (Upscale::Fused, GpNorm::Active, 4));
     assert_eq!((model.gp_weight, model.gp_target, model.drift), (10.0, 1.0, 0.001));
@@ -133,4 +137,25 @@ fn a_run_that_exists_keeps_everything_but_what_is_set() {
         error.to_string().contains("--set: train.schedule: the preset was applied when the run was created"),
         "{error}"
     );
+}
+
+#[test]
+fn a_family_brings_its_own_defaults() {
+    let run = config(&format!("{SMALL}[model]\nfamily = \"sngan\"\nwidth = 64\n[train]\nminibatch = {{ 32 = 100 }}"));
+    let Model::Sngan(model) = &run.model else { panic!() };
+    assert_eq!((model.resolution, model.latent_size, model.width), (32, 100, 64));
+    let train = &run.train;
+    // gan.md 6; what it does not name is the default of all
+    assert_eq!((train.optimizer.beta1, train.optimizer.beta2, train.learning_rate_at(32)), (0.5, 0.999, 2e-4));
+    assert_eq!((train.minibatch_at(32), train.minibatch_at(64), train.d_repeats), (100, 64, 1));
+    assert_eq!(train.growth, Growth::none(32));
+    // every sample is a group of its own, at the full resolution, from the first image to the last
+    for images in [0, 1_000_000] {
+        let stage = Stage::at(&run, ImagesSeen(images));
+        assert_eq!((stage.level, stage.groups()), (Level { lod: 0.0, resolution: 32 }, 100));
+    }
+    assert_eq!(plan(&run, 3).phases.len(), 1);
+    // the run as it travels and is resumed: no key of it is refused
+    assert_eq!(amended(&run, &[]).unwrap().config, run);
+    assert!(amended(&run, &["train.growth.fade_kimg=1"]).is_err());
 }

@@ -44,7 +44,7 @@ fn between_the_columns_the_lower_one_holds() {
 #[test]
 fn what_the_second_preset_says_beside_its_tables() {
     let run = preset("progan-v2", "", 8);
-    let Model::ProGan(model) = &run.model;
+    let Model::ProGan(model) = &run.model else { panic!() };
     assert_eq!((run.train.total_kimg, run.train.minibatch_base, model.minibatch_stddev_group), (12_000.0, 32, 4));
     assert_eq!((run.train.growth.stable_kimg, run.train.growth.fade_kimg), (600.0, 600.0));
     assert_eq!((run.train.ema, run.train.minibatch_repeats, run.train.d_repeats), (Ema::Decay(0.999), 4, 1));
@@ -57,7 +57,7 @@ fn what_the_second_preset_says_beside_its_tables() {
 fn the_first_preset() {
     for workers in [1, 8] {
         let run = preset("progan-v1", "", workers);
-        let Model::ProGan(model) = &run.model;
+        let Model::ProGan(model) = &run.model else { panic!() };
         assert_eq!((run.train.total_kimg, model.minibatch_stddev_group), (19_000.0, 16));
         assert_eq!((run.train.growth.stable_kimg, run.train.growth.fade_kimg), (800.0, 800.0));
         assert_eq!(minibatches(&run.train), [16, 16, 16, 16, 16, 16, 14, 6, 3]);

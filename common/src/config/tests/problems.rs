@@ -58,7 +58,7 @@ fn a_wrong_key_or_value_is_named_with_file_line_key_expectation_and_nearest_name
         ),
         (
             "[model]\nfamily = \"pragan\"\nresolution = 64",
-            "run.toml:5: model.family: expected \"progan\", found \"pragan\"\n    did you mean \"progan\"?",
+            "run.toml:5: model.family: expected one of \"progan\", \"sngan\", found \"pragan\"\n    did you mean \"progan\"?",
         ),
         (
             "[model]\nlatent_size = 99999999999999",
@@ -120,6 +120,18 @@ fn values_that_do_not_fit_together() {
         (
             "[train]\ndeterminism = \"bitwise\"\nprecision = \"bf16\"",
             "run.toml:5: train.determinism: \"bitwise\" is defined for single",
+        ),
+        (
+            "[model]\nfamily = \"sngan\"\n[train]\ngrowth.fade_kimg = 2",
+            "run.toml:7: train.growth.fade_kimg: networks of family \"sngan\" do not grow",
+        ),
+        (
+            "[model]\nfamily = \"sngan\"\n[train]\nschedule = \"progan-v2\"",
+            "run.toml:7: train.schedule: networks of family \"sngan\" do not grow",
+        ),
+        (
+            "[model]\nfamily = \"sngan\"\nfmap_max = 64",
+            "run.toml:6: model.fmap_max: not a key of the family \"sngan\"\n    valid here: family, resolution, latent_size, width",
         ),
         ("[cluster]\nbackend = \"solo\"\nworkers = 2", "run.toml:5: cluster.backend: \"solo\" is one worker"),
         (

@@ -130,7 +130,7 @@ proptest::proptest! {
         ];
         let set: Vec<_> = set.iter().map(String::as_str).collect();
         let resolved = layered(SMALL, &[], &set).unwrap();
-        let Model::ProGan(model) = &resolved.config.model;
+        let Model::ProGan(model) = &resolved.config.model else { panic!() };
         proptest::prop_assert_eq!(model.drift, drift);
         proptest::prop_assert_eq!(resolved.config.train.total_kimg, kimg);
         proptest::prop_assert_eq!(resolved.config.cluster.patience_s, patience);
