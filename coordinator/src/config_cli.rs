@@ -6,6 +6,7 @@
 use clap::{Args, Subcommand};
 use common::config::{self, Base, ConfigError, ENV_PREFIX, Layers, Resolved};
 use common::exit::Exit;
+use common::families;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -42,7 +43,11 @@ pub enum ConfigCommand {
     /// Print the JSON schema of experiment files, for editors
     Schema,
     /// Print every key with its default and what it means
-    Default,
+    Default {
+        /// Print what this family puts in their place instead: its keys and its values
+        #[arg(value_parser = ["progan", "sngan"])]
+        family: Option<String>,
+    },
 }
 
 /// An experiment and what the command line changes about it.
@@ -148,7 +153,9 @@ fn answer(command: &ConfigCommand) -> Result<String, Failure> {
             if *json { pretty(&serde_json::json!(plan)) } else { plan.to_string() }
         }
         ConfigCommand::Schema => pretty(&config::json_schema()),
-        ConfigCommand::Default => config::DEFAULTS.to_owned(),
+        ConfigCommand::Default { family } => {
+            family.as_deref().and_then(families::defaults).unwrap_or(config::DEFAULTS).to_owned()
+        }
     })
 }
 
@@ -267,6 +274,8 @@ mod tests {
         let run: config::resolved::RunConfig = serde_json::from_value(json["config"].clone()).unwrap();
         assert_eq!(run.model.resolution(), 16);
         assert_eq!(answers(b"", &["default"]).unwrap(), config::DEFAULTS);
+        assert_eq!(answers(b"", &["default", "progan"]).unwrap(), config::DEFAULTS);
+        assert!(answers(b"", &["default", "sngan"]).unwrap().contains("\nwidth = 256\n"));
         let schema: serde_json::Value = serde_json::from_str(&answers(b"", &["schema"]).unwrap()).unwrap();
         assert!(schema["properties"]["train"]["properties"]["total_kimg"].is_object());
     }

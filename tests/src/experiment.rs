@@ -28,6 +28,22 @@ impl Experiment {
         Self(TINY.parse().expect("the tiny experiment is TOML"))
     }
 
+    /// A run of another family, as long and as small: one resolution, samples dealt one by one.
+    ///
+    /// # Panics
+    /// Never: the text is fixed.
+    #[must_use]
+    pub fn sngan() -> Self {
+        let mut file = Self::tiny();
+        let model = file.0["model"].as_table_mut().expect("a section");
+        *model = Table::new();
+        file.0["train"].as_table_mut().expect("a section").remove("growth");
+        let keys = [("family", Value::from("sngan")), ("resolution", 16.into()), ("latent_size", 8.into())];
+        keys.into_iter()
+            .chain([("width", 8.into())])
+            .fold(file, |file, (key, value)| file.with(&format!("model.{key}"), value))
+    }
+
     /// The same with `key` (`train.total_kimg`) set to `value`.
     ///
     /// # Panics

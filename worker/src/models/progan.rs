@@ -1,5 +1,6 @@
 //! Progressive GAN (Karras et al., "Progressive Growing of GANs for Improved Quality, Stability, and Variation", ICLR 2018):
-//! nets, losses, phases, in this order. Sizes, names and the growth schedule are `common::families::progan`.
+//! nets, losses, phases, in this order. Sizes and names are `common::families::progan`, the growth schedule
+//! is `common::growth`.
 //!
 //! Both networks work at the active resolution; the authors' code exchanges full-size images instead, which differs only
 //! in the norm of the gradient penalty (`model.gp_norm`).

@@ -21,7 +21,7 @@ fn json(config: &RunConfig) -> RunConfig {
 fn every_experiment_resolves() {
     let experiments = experiments();
     let names: Vec<_> = experiments.iter().map(|(name, _)| name.as_str()).collect();
-    for shipped in ["progan-1gpu.toml", "progan-faces.toml", "quickstart.toml"] {
+    for shipped in ["progan-1gpu.toml", "progan-faces.toml", "quickstart.toml", "sngan-faces.toml"] {
         assert!(names.contains(&shipped), "{shipped} is missing from {names:?}");
     }
     for (name, text) in &experiments {
