@@ -101,9 +101,12 @@ pub struct How {
     /// Override a value, as in --set train.total_kimg=10; may be repeated, the last one wins
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Workers on this machine [default: cluster.workers, else one for each GPU, else one for each core]
+    /// Workers of the run [default: cluster.workers, else one for each GPU, else one for each core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     workers: Option<u32>,
+    /// How many of them to start here; the others come by `worker join` [default: all]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=4096))]
+    local: Option<u32>,
     /// Address for workers and operators
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:0")]
     listen: SocketAddr,
@@ -140,6 +143,7 @@ impl From<How> for Options {
         };
         Self {
             overrides: Overrides { set: how.set, workers: how.workers },
+            local: how.local,
             listen: how.listen,
             insecure: how.insecure,
             stop_deadline: Duration::from_secs(how.stop_deadline),

@@ -29,6 +29,11 @@ use tokio::time::sleep;
 pub const BUILD: &str = env!("CARGO_PKG_VERSION");
 /// From the start until every worker must have joined.
 const STARTUP: Duration = Duration::from_secs(120);
+/// The same where people or schedulers bring some of them.
+const STARTUP_ELSEWHERE: Duration = Duration::from_secs(600);
+/// Environment variable with the run's join token, and the shortest that is taken from it.
+const TOKEN: &str = "GANFLEET_TOKEN";
+const TOKEN_LENGTH: usize = 32;
 /// Silence of a worker for this many patiences makes it a loss. Its peers give up after one, and a death is seen at once by
 /// the end of its process; this is for what is left, such as a frozen machine, and must not fire on a busy one.
 const SILENT_PATIENCES: u32 = 3;
@@ -61,6 +66,8 @@ pub enum Begin {
 pub struct Options {
     /// Changes to the configuration.
     pub overrides: Overrides,
+    /// How many of the workers to start on this machine; `None` is all.
+    pub local: Option<u32>,
     /// Where to listen.
     pub listen: SocketAddr,
     /// Allow listening beyond this machine without encryption.
@@ -150,7 +157,10 @@ async fn begin_and_drive(
         origin.run.put_file(name, text.into(), content).await?;
     }
     let no_randomness = |error| Failure::new(Exit::Internal, format!("no random numbers for a token: {error}"));
-    let token = Token::fresh().map_err(no_randomness)?;
+    let token = token()
+        .map_err(|message| Failure::new(Exit::Config, message))?
+        .map_or_else(Token::fresh, Ok)
+        .map_err(no_randomness)?;
     let deaf = |error| Failure::new(Exit::Network, format!("cannot listen on {}: {error}", options.listen));
     let listener = TcpListener::bind(options.listen).await.map_err(deaf)?;
     let address = listener.local_addr().map_err(deaf)?;
@@ -158,7 +168,8 @@ async fn begin_and_drive(
 
     let nonce = hex(&random_bytes().map_err(no_randomness)?[..2]);
     let workers = origin::workers(&options.overrides, &origin.config);
-    let recipes = recipes(worker, address, &token, workers, &machine::gpus(), &nonce);
+    let local = options.local.unwrap_or(workers).min(workers);
+    let recipes = recipes(worker, address, &token, local, &machine::gpus(), &nonce);
     let plan = plan(origin, options, config, workers, recipes);
     let launched = News::Launched {
         run: origin.config.name.clone(),
@@ -168,6 +179,16 @@ async fn begin_and_drive(
         resume: origin.resume.clone(),
     };
     tell(records, display, &launched);
+    if local < workers {
+        let text = format!(
+            "waiting up to {} minutes for {} of {workers} workers from elsewhere: `worker join {address}` with the run's \
+             token in {TOKEN} (it is in {})",
+            STARTUP_ELSEWHERE.as_secs() / 60,
+            workers - local,
+            held.token_file().display()
+        );
+        tell(records, display, &News::Note(text));
+    }
     let (inputs, receiver) = mpsc::channel(1024);
     let serving = tokio::spawn(server::serve(listener, token, BUILD, inputs));
     let (supervisor, children) = Supervisor::new();
@@ -189,7 +210,7 @@ fn plan(origin: &Origin, options: &Options, config: String, workers: u32, recipe
         policy: Policy {
             workers,
             total,
-            startup: STARTUP,
+            startup: if recipes.len() < workers as usize { STARTUP_ELSEWHERE } else { STARTUP },
             patience: patience * SILENT_PATIENCES,
             stop: options.stop_deadline,
         },
@@ -201,12 +222,25 @@ fn plan(origin: &Origin, options: &Options, config: String, workers: u32, recipe
     }
 }
 
+/// The token that the environment gives this run, for workers who must know it beforehand.
+fn token() -> Result<Option<Token>, String> {
+    let Ok(text) = std::env::var(TOKEN) else { return Ok(None) };
+    let token = Token::from_text(&text);
+    if token.expose().len() < TOKEN_LENGTH {
+        return Err(format!(
+            "{TOKEN} holds {} characters: give {TOKEN_LENGTH} or more, or unset it",
+            token.expose().len()
+        ));
+    }
+    Ok(Some(token))
+}
+
 /// One recipe for each worker; with GPUs, each gets its own, in turn if there are more workers than GPUs.
 fn recipes(worker: &Path, address: SocketAddr, token: &Token, workers: u32, gpus: &[u32], nonce: &str) -> Vec<Recipe> {
     let recipe = |rank: u32| {
         let id = format!("w{rank}-{nonce}");
         let mut environment = vec![
-            ("GANFLEET_TOKEN".to_owned(), token.expose().to_owned()),
+            (TOKEN.to_owned(), token.expose().to_owned()),
             ("GANFLEET_RANK_HINT".to_owned(), rank.to_string()),
             ("GANFLEET_WORKER_ID".to_owned(), id.clone()),
         ];

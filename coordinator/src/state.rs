@@ -85,6 +85,12 @@ impl Held {
         &self.folder
     }
 
+    /// Where the token lies, for its owner's eyes.
+    #[must_use]
+    pub fn token_file(&self) -> PathBuf {
+        self.folder.join(TOKEN)
+    }
+
     /// Tells operators of this machine where the coordinator listens.
     ///
     /// # Errors

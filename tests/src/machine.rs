@@ -122,7 +122,16 @@ impl Machine {
 
     /// The coordinator with `arguments`, not started yet.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(binaries::coordinator());
+        self.program(binaries::coordinator(), arguments)
+    }
+
+    /// A worker with `arguments`, not started yet: one that nobody launched.
+    pub fn worker(&self, arguments: &[&str]) -> Command {
+        self.program(&binaries::coordinator().with_file_name("worker"), arguments)
+    }
+
+    fn program(&self, program: &Path, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program);
         command
             .args(arguments)
             .current_dir(&self.folder)

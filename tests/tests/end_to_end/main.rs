@@ -4,6 +4,7 @@ mod bad_inputs;
 mod bitwise;
 mod damage;
 mod deaths;
+mod elsewhere;
 mod families;
 mod finished;
 mod object_store;

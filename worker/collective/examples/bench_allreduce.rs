@@ -1,6 +1,6 @@
 //! Measures the sum of gradients between processes on loopback: `bench_allreduce [WORLD] [BYTES] [CALLS]`.
 //!
-//! Starts itself once per rank; prints the median and the fastest of the calls, as the slowest rank saw each.
+//! Starts itself once per rank; prints the median and the fastest of the calls, as the slowest rank saw each, as one JSON line.
 
 use collective::{Collective, Listener, Membership, Mesh};
 use std::{
@@ -54,7 +54,9 @@ fn measure(world: usize, bytes: usize, calls: usize) -> Result<(), Box<dyn Error
     }
     slowest.sort_by(f64::total_cmp);
     let (median, fastest) = (slowest[calls / 2] * 1e3, slowest[0] * 1e3);
-    println!("{world} processes, {bytes} bytes: median {median:.3} ms, fastest {fastest:.3} ms of {calls}");
+    println!(
+        r#"{{"world":{world},"bytes":{bytes},"calls":{calls},"median_ms":{median:.4},"fastest_ms":{fastest:.4}}}"#
+    );
     Ok(())
 }
 
