@@ -17,6 +17,8 @@ pub fn assert_refused(machine: &Machine, what: &str, answer: &Answer, code: i32,
     assert!(!text.contains("panicked") && !text.contains("stack backtrace"), "{what}: {text}");
     assert!(answer.stderr.lines().count() < 40, "{what}: nobody reads that much: {text}");
     machine.assert_nothing_runs(Duration::from_secs(2));
+    let first = text.lines().find(|line| line.contains("error") || line.contains("DAMAGED")).or(text.lines().next());
+    println!("{what}: exit code {code}: {}", first.unwrap_or_default());
 }
 
 /// Launches the tiny run with an experiment file of this text.
