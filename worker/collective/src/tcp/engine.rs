@@ -137,6 +137,11 @@ impl Engine {
         outcome.map_err(|cause| self.fate.end(cause))
     }
 
+    /// Takes in what the control connections have brought; a loss among it ends the communicator.
+    pub(super) fn check(&mut self) -> Result<(), CollectiveError> {
+        self.listen(Duration::ZERO).map_err(|cause| self.fate.end(cause))
+    }
+
     fn drive(&mut self, call: Call, flow: &mut dyn Flow) -> Result<(), CollectiveError> {
         for (peer, progress) in self.progress.iter_mut().enumerate().filter(|(peer, _)| *peer != self.rank as usize) {
             let whole = |bytes: Option<usize>| bytes.map_or(0, |bytes| HEADER_BYTES + bytes);
