@@ -27,10 +27,7 @@ struct Introduction {
 }
 
 impl Introduction {
-    fn of(device: Device, rank: u32, library: &mut Option<Library>, folders: &[PathBuf]) -> Self {
-        if device == Device::Cpu {
-            return Self::default();
-        }
+    fn on_gpu(rank: u32, library: &mut Option<Library>, folders: &[PathBuf]) -> Self {
         let found = Library::load(folders).and_then(|found| {
             let id = (rank == 0).then(|| found.unique_id()).transpose()?;
             let told = Self { gpu: true, nccl: found.version(), trouble: None, id: id.map(|id| id.0.to_vec()) };
@@ -52,19 +49,28 @@ pub fn meet(
     folders: &[PathBuf],
     patience: Duration,
 ) -> Result<Ranks, Failure> {
-    let (rank, world) = (mesh.rank(), mesh.world());
-    let Device::Cuda(gpu) = device else {
+    match (device, mesh.world()) {
+        (Device::Cuda(_), 1) => Ok(Ranks::new(mesh, Some(Box::new(Alone)), patience)),
+        (Device::Cuda(gpu), _) => meet_on_gpu(mesh, gpu, folders, patience),
         // alone there is nobody to ask
-        if world > 1 {
-            introduce(mesh.as_mut(), &Introduction::default())?;
-        }
-        return Ok(Ranks::new(mesh, None, patience));
-    };
-    if world == 1 {
-        return Ok(Ranks::new(mesh, Some(Box::new(Alone)), patience));
+        (_, 1) => Ok(Ranks::new(mesh, None, patience)),
+        _ => introduce(mesh.as_mut(), &Introduction::default()).map(|_| Ranks::new(mesh, None, patience)),
     }
+}
+
+/// As [`meet`], for a rank on GPU number `gpu` of this process. Alone it is a group of NCCL's too, which only a check wants.
+///
+/// # Errors
+/// As [`meet`].
+pub fn meet_on_gpu(
+    mut mesh: Box<dyn Collective>,
+    gpu: usize,
+    folders: &[PathBuf],
+    patience: Duration,
+) -> Result<Ranks, Failure> {
+    let (rank, world) = (mesh.rank(), mesh.world());
     let mut library = None;
-    let mine = Introduction::of(device, rank, &mut library, folders);
+    let mine = Introduction::on_gpu(rank, &mut library, folders);
     let id = introduce(mesh.as_mut(), &mine)?;
     let (Some(id), Some(library)) = (id, library) else {
         return Err(Failure::Unsupported("rank 0 has not said which group of GPUs to join".to_owned()));

@@ -48,8 +48,8 @@ pub trait Time: Send {
 /// After a GPU has failed, time for the mesh to say that it was for a lost rank.
 const GRACE: Duration = Duration::from_millis(100);
 
-/// A rank may leave as soon as its own sums are done; ours are then done within this time.
-const LEAVING: Duration = Duration::from_secs(1);
+/// A rank may leave as soon as its own sums are done; one of ours is then done at least this often.
+const LEAVING: Duration = Duration::from_millis(50);
 
 /// Time to answer, for ranks of which one is missing in a sum.
 const ROLL_CALL: Duration = Duration::from_secs(10);
@@ -155,7 +155,7 @@ impl Ranks {
         match self.collective.check() {
             Ok(()) => {}
             Err(CollectiveError::PeerLost { how: How::Left, .. })
-                if now.saturating_sub(*self.leaving.get_or_insert(now)) < LEAVING => {}
+                if now.saturating_sub(self.since.max(*self.leaving.get_or_insert(now))) < LEAVING => {}
             Err(cause) => {
                 // of a rank that left, the others hear from a call that needs it
                 let cause = self.collective.barrier().err().unwrap_or(cause);

@@ -6,14 +6,15 @@ use super::NcclError;
 use libloading::os::unix::{Library as Object, RTLD_LOCAL, RTLD_NOW};
 use std::ffi::{CStr, OsStr, c_char, c_int, c_uint, c_void};
 use std::path::PathBuf;
-use std::sync::Arc;
 
 /// Its name wherever it comes from: the wheels, NVIDIA's packages and distributions all number the interface 2.
 const NAME: &str = "libnccl.so.2";
 /// The first version with everything that is used here.
 const OLDEST: u32 = 21_800;
-/// Take a library only if this process has it already; of glibc.
+/// Of glibc: take a library only if this process has it already.
 const RTLD_NOLOAD: c_int = 4;
+/// Of glibc: never unload it. NCCL has threads of its own, which run in its code until the process ends.
+const RTLD_NODELETE: c_int = 0x1000;
 
 /// Bytes of [`UniqueId`].
 pub const ID_BYTES: usize = 128;
@@ -79,8 +80,6 @@ pub struct Library {
     version: u32,
     found: PathBuf,
     calls: Calls,
-    /// Keeps the code that `calls` point into.
-    _object: Arc<Object>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -102,24 +101,24 @@ impl Library {
     /// [`NcclError::NotFound`], and [`NcclError::Unusable`] for one that would not load, is too old or lacks a function.
     pub fn load(folders: &[PathBuf]) -> Result<Self, NcclError> {
         if let Ok(object) = open(NAME.as_ref(), RTLD_NOLOAD) {
-            return Self::of(object, NAME.into());
+            return Self::of(&object, NAME.into());
         }
         if let Some(path) = folders.iter().map(|folder| folder.join(NAME)).find(|path| path.exists()) {
             let object = open(path.as_os_str(), 0)
                 .map_err(|error| NcclError::Unusable { path: path.clone(), why: error.to_string() })?;
-            return Self::of(object, path);
+            return Self::of(&object, path);
         }
         match open(NAME.as_ref(), 0) {
-            Ok(object) => Self::of(object, NAME.into()),
+            Ok(object) => Self::of(&object, NAME.into()),
             Err(_) => Err(NcclError::NotFound { folders: folders.to_vec() }),
         }
     }
 
-    fn of(object: Object, found: PathBuf) -> Result<Self, NcclError> {
+    fn of(object: &Object, found: PathBuf) -> Result<Self, NcclError> {
         let unusable = |why: String| NcclError::Unusable { path: found.clone(), why };
         let missing = |error: libloading::Error| unusable(error.to_string());
         // SAFETY: each symbol is taken with the type that nccl.h gives it since version 2.18 at the latest, and the
-        // object stays loaded as long as they are called.
+        // object is never unloaded.
         let (get_version, calls) = unsafe {
             let get_version = *object.get::<GetVersion>("ncclGetVersion").map_err(missing)?;
             let calls = Calls {
@@ -142,7 +141,7 @@ impl Library {
             let (major, minor) = (OLDEST / 10_000, OLDEST / 100 % 100);
             return Err(unusable(format!("it is version {version}; {major}.{minor} or newer is needed")));
         }
-        Ok(Self { version, found, calls, _object: Arc::new(object) })
+        Ok(Self { version, found, calls })
     }
 
     /// As NCCL counts: 22809 is 2.28.9.
@@ -232,8 +231,8 @@ impl Library {
 }
 
 fn open(name: &OsStr, more: c_int) -> Result<Object, libloading::Error> {
-    // SAFETY: runs NCCL's static initialisers, which touch nothing of ours. It is not unloaded while it is called.
-    unsafe { Object::open(Some(name), RTLD_NOW | RTLD_LOCAL | more) }
+    // SAFETY: runs NCCL's static initialisers, which touch nothing of ours. It is never unloaded.
+    unsafe { Object::open(Some(name), RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE | more) }
 }
 
 /// A C string that may be null, on one line.
