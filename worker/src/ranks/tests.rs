@@ -232,7 +232,7 @@ fn where_the_mesh_knows_who_is_lost_a_failed_device_says_so_too() {
 #[test]
 fn a_rank_that_leaves_is_missed_only_by_what_it_had_no_part_in() {
     let left = Some(CollectiveError::PeerLost { rank: 1, how: How::Left });
-    let (wire, fake) = (Wire::default(), Fake::with(&hung(100)));
+    let (wire, fake) = (Wire::default(), Fake::with(&hung(40)));
     wire.0.lock().unwrap().cause = left.clone();
     ranks(&wire, &fake, vec![]).finish().unwrap();
 

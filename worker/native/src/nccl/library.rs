@@ -1,16 +1,17 @@
-//! `libnccl.so.2` as it is found: ten functions of its interface, and errors that say what to do.
+//! `libnccl.so.2` as it is found: nine functions of its interface, and errors that say what to do.
 //!
 //! Declared here and not taken from a binding: see ADR 0010. Refuses to know what is summed or when.
 
 use super::NcclError;
+use crate::cuda::reason;
 use libloading::os::unix::{Library as Object, RTLD_LOCAL, RTLD_NOW};
 use std::ffi::{CStr, OsStr, c_char, c_int, c_uint, c_void};
 use std::path::PathBuf;
 
 /// Its name wherever it comes from: the wheels, NVIDIA's packages and distributions all number the interface 2.
 const NAME: &str = "libnccl.so.2";
-/// The first version with everything that is used here.
-const OLDEST: u32 = 21_800;
+/// The first version that takes [`Config`].
+const OLDEST: u32 = 21_700;
 /// Of glibc: take a library only if this process has it already.
 const RTLD_NOLOAD: c_int = 4;
 /// Of glibc: never unload it. NCCL has threads of its own, which run in its code until the process ends.
@@ -105,7 +106,7 @@ impl Library {
         }
         if let Some(path) = folders.iter().map(|folder| folder.join(NAME)).find(|path| path.exists()) {
             let object = open(path.as_os_str(), 0)
-                .map_err(|error| NcclError::Unusable { path: path.clone(), why: error.to_string() })?;
+                .map_err(|error| NcclError::Unusable { path: path.clone(), why: reason(&error) })?;
             return Self::of(&object, path);
         }
         match open(NAME.as_ref(), 0) {
@@ -116,8 +117,8 @@ impl Library {
 
     fn of(object: &Object, found: PathBuf) -> Result<Self, NcclError> {
         let unusable = |why: String| NcclError::Unusable { path: found.clone(), why };
-        let missing = |error: libloading::Error| unusable(error.to_string());
-        // SAFETY: each symbol is taken with the type that nccl.h gives it since version 2.18 at the latest, and the
+        let missing = |error: libloading::Error| unusable(reason(&error));
+        // SAFETY: each symbol is taken with the type that nccl.h gives it in all versions from OLDEST on, and the
         // object is never unloaded.
         let (get_version, calls) = unsafe {
             let get_version = *object.get::<GetVersion>("ncclGetVersion").map_err(missing)?;
