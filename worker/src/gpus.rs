@@ -157,6 +157,7 @@ impl DeviceSums for Group {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use collective::{Listener, Membership, Mesh};
 
     fn gpu(id: Option<u8>) -> Introduction {
         Introduction { gpu: true, nccl: 22_809, trouble: None, id: id.map(|byte| vec![byte; ID_BYTES]) }
@@ -180,5 +181,27 @@ mod tests {
         assert!(refused(&[gpu(None), gpu(None)]).contains("rank 0"));
         let short = Introduction { id: Some(vec![1; 3]), ..gpu(None) };
         assert!(refused(&[short, gpu(None)]).contains("rank 0"));
+    }
+
+    #[test]
+    fn a_mixed_world_is_refused_in_the_same_words_everywhere() {
+        let mut listeners: Vec<_> = (0..2).map(|_| Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap()).collect();
+        let peers: Vec<_> = listeners.iter().map(Listener::address).collect();
+        let play = |rank: u32, listener: &mut Listener| {
+            let membership = Membership { generation: 1, rank, peers: peers.clone(), secret: [7; 32] };
+            let mut mesh = Mesh::connect(listener, membership, Duration::from_secs(20)).unwrap();
+            if rank == 0 {
+                introduce(&mut mesh, &gpu(Some(7))).unwrap_err().to_string()
+            } else {
+                meet(Box::new(mesh), Device::Cpu, &[], Duration::from_secs(20)).map(drop).unwrap_err().to_string()
+            }
+        };
+        let play = &play;
+        let words: Vec<_> = std::thread::scope(|scope| {
+            let ranks: Vec<_> = (0..).zip(&mut listeners).map(|(rank, l)| scope.spawn(move || play(rank, l))).collect();
+            ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+        });
+        assert!(words[0].starts_with("ranks 0 train on GPUs and ranks 1 on CPUs"), "{words:?}");
+        assert_eq!(words[0], words[1]);
     }
 }
