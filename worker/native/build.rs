@@ -22,7 +22,7 @@ fn main() {
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
-        .files(["shim/shim.cpp", "shim/layers.cpp", "shim/kernels.cpp"]);
+        .files(["shim/shim.cpp", "shim/layers.cpp", "shim/kernels.cpp", "shim/device.cpp"]);
     // The pool of threads is libtorch's own: its headers start them with OpenMP, from the library that comes with it.
     let openmp = root.join("lib/libgomp.so.1");
     if build.get_compiler().is_like_gnu() && openmp.exists() {

@@ -1,17 +1,29 @@
 //! The other ranks, behind one thread: reductions run there while backward goes on here.
 //!
 //! Operations are done in the order in which they are asked for, the same on every rank. The first failure ends the
-//! generation: everything asked for afterwards fails at once with the same cause.
+//! generation: everything asked for afterwards fails at once with the same cause. Buffers in device memory are summed on the
+//! device; meanwhile the thread looks after them, and after the other ranks, also when nobody waits for it.
 
+use crate::ranks::Ranks;
 use collective::{Aborter, Collective, CollectiveError, TreeSum};
-use native::HostF32;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use native::{DeviceF32, HostF32};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
+use tch::{Device, Tensor};
+
+/// While the device sums and nothing else is asked for, it is looked at this often: a sum that follows another one starts
+/// when that is seen to have started.
+const LOOK: Duration = Duration::from_micros(50);
+
+/// The thread ends, and leaves the generation, within this time when it is idle; one that hangs is not waited for longer.
+const ENDING: Duration = Duration::from_secs(3);
 
 type Job = Box<dyn FnOnce(&mut dyn Collective) -> Result<(), CollectiveError> + Send>;
 
 enum Order {
     Do(Job),
+    Device(DeviceF32),
+    End(Sender<()>),
     Report(Sender<Result<(), CollectiveError>>),
 }
 
@@ -29,9 +41,28 @@ pub struct Communicator {
 pub struct Launcher(Sender<Order>);
 
 impl Launcher {
-    /// Sums `buffer` over all ranks, in place, some time before the next [`Communicator::wait`] returns.
-    pub fn sum(&self, mut buffer: HostF32) {
-        self.order(Order::Do(Box::new(move |c| c.all_reduce_sum_f32(buffer.as_mut_slice()))));
+    /// Sums `buffer`, contiguous floats, over all ranks, in place, some time before the next [`Communicator::wait`] returns.
+    /// On a device its values are those that this thread has queued there. A buffer that cannot be summed fails that `wait`.
+    pub fn sum(&self, buffer: &Tensor) {
+        if buffer.device() != Device::Cpu {
+            return match DeviceF32::new(buffer) {
+                Ok(buffer) => self.sum_on_device(buffer),
+                Err(error) => self.fail(CollectiveError::Device(error.to_string())),
+            };
+        }
+        match HostF32::new(buffer) {
+            Ok(mut buffer) => self.order(Order::Do(Box::new(move |c| c.all_reduce_sum_f32(buffer.as_mut_slice())))),
+            Err(error) => self.fail(CollectiveError::Misuse(error.to_string())),
+        }
+    }
+
+    /// As [`Launcher::sum`], on the device whatever memory it is.
+    pub fn sum_on_device(&self, buffer: DeviceF32) {
+        self.order(Order::Device(buffer));
+    }
+
+    fn fail(&self, cause: CollectiveError) {
+        self.order(Order::Do(Box::new(move |_| Err(cause))));
     }
 
     fn order(&self, order: Order) {
@@ -41,12 +72,18 @@ impl Launcher {
 }
 
 impl Communicator {
-    /// Takes the collective of one generation to its own thread.
+    /// Takes the collective of one generation to its own thread. Nothing sums on devices.
     #[must_use]
     pub fn new(collective: Box<dyn Collective>) -> Self {
-        let (rank, world, aborter) = (collective.rank(), collective.world(), collective.aborter());
+        Self::of(Ranks::new(collective, None, Duration::MAX))
+    }
+
+    /// Takes the ranks of one generation to their own thread.
+    #[must_use]
+    pub fn of(ranks: Ranks) -> Self {
+        let (rank, world, aborter) = (ranks.mesh().rank(), ranks.mesh().world(), ranks.mesh().aborter());
         let (sender, receiver) = channel();
-        std::thread::spawn(move || serve(collective, &receiver));
+        std::thread::spawn(move || serve(ranks, &receiver));
         Self { launcher: Launcher(sender), aborter, rank, world, waited: Duration::ZERO }
     }
 
@@ -74,7 +111,8 @@ impl Communicator {
         self.aborter.clone()
     }
 
-    /// Waits until everything that was asked for is done.
+    /// Waits until everything that was asked for is done; on a device too, so that what this thread queues there from now on
+    /// finds the sums.
     ///
     /// # Errors
     /// The first failure since the generation began.
@@ -140,15 +178,36 @@ impl Communicator {
     }
 }
 
-fn serve(mut collective: Box<dyn Collective>, orders: &Receiver<Order>) {
-    let mut failed: Option<CollectiveError> = None;
-    for order in orders {
+impl Drop for Communicator {
+    /// Leaves in good order, so that the end of the process cuts nothing short.
+    fn drop(&mut self) {
+        let (sender, receiver) = channel();
+        self.launcher.order(Order::End(sender));
+        let _in_time = receiver.recv_timeout(ENDING);
+    }
+}
+
+fn serve(mut ranks: Ranks, orders: &Receiver<Order>) {
+    loop {
+        let order = if ranks.busy() {
+            orders.recv_timeout(LOOK)
+        } else {
+            orders.recv().map_err(|_| RecvTimeoutError::Disconnected)
+        };
         match order {
-            Order::Do(job) if failed.is_none() => failed = job(collective.as_mut()).err(),
-            Order::Do(_) => {}
-            Order::Report(to) => {
-                let _asker_gone = to.send(failed.clone().map_or(Ok(()), Err));
+            // a failure is kept, and told by the next report
+            Ok(Order::Do(job)) => drop(ranks.together(job)),
+            Ok(Order::Device(buffer)) => drop(ranks.launch(buffer)),
+            Err(RecvTimeoutError::Timeout) => drop(ranks.look()),
+            Ok(Order::Report(to)) => {
+                let _asker_gone = to.send(ranks.finish());
             }
+            Ok(Order::End(to)) => {
+                drop(ranks);
+                let _asker_gone = to.send(());
+                return;
+            }
+            Err(RecvTimeoutError::Disconnected) => return,
         }
     }
 }

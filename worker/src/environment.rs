@@ -1,8 +1,9 @@
-//! This machine, as far as results depend on it: threads, instruction set, libtorch, device.
+//! This machine, as far as results depend on it: threads, instruction set, libtorch, device; and where libraries lie.
 
 use common::config::resolved::RunConfig;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use tch::Device;
 
 /// Version of libtorch that this binary is linked with.
@@ -18,6 +19,16 @@ pub fn threads(config: &RunConfig, peers: &[SocketAddr], rank: u32) -> u32 {
     let here = peers.get(rank as usize).map(SocketAddr::ip);
     let neighbours = peers.iter().filter(|p| Some(p.ip()) == here).count().max(1) as u32;
     (cores / neighbours).max(1)
+}
+
+/// Where libraries that are loaded at run time may lie, libtorch's CUDA half and NCCL: beside the binary in a package, or in the
+/// set-up's view.
+#[must_use]
+pub fn library_folders() -> Vec<PathBuf> {
+    let packed = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("../lib")));
+    let view = option_env!("DEP_GANFLEET_NATIVE_LIB").map(PathBuf::from);
+    let with_cuda = |(lib, cuda): (PathBuf, &str)| [lib.join(cuda), lib];
+    packed.map(|lib| (lib, "cuda")).into_iter().chain(view.map(|lib| (lib, "../cuda"))).flat_map(with_cuda).collect()
 }
 
 /// What a checkpoint records, and a resume compares.

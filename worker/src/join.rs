@@ -5,9 +5,11 @@
 use crate::checkpoint::{self, Checkpoints, Identity};
 use crate::communicator::Communicator;
 use crate::failure::Failure;
+use crate::gpus;
 use crate::input::Input;
 use crate::models;
 use crate::outputs::Outputs;
+use crate::ranks::Ranks;
 use crate::run::{self, Ending, Parts};
 use crate::trainer::Trainer;
 use crate::{environment, prepare};
@@ -90,8 +92,8 @@ fn work(
     let run = store.run(&config.name)?;
 
     let model = models::build(config, Kind::Float, device);
-    let collective = connect(config, assignment, listener, peers)?;
-    let mut trainer = Trainer::new(config.clone(), model, Communicator::new(collective), device);
+    let ranks = connect(config, assignment, listener, peers, device)?;
+    let mut trainer = Trainer::new(config.clone(), model, Communicator::of(ranks), device);
     let environment = environment::facts(threads, device);
     let dataset = Dataset { fingerprint: pyramid.fingerprint().to_owned(), images: pyramid.len() as u64 };
 
@@ -135,13 +137,17 @@ fn supported(config: &RunConfig, device: Device) -> Result<(), Failure> {
         (Precision::Tf32, Device::Cpu) => return no("train.precision = \"tf32\" needs a GPU; use \"fp32\""),
         _ => {}
     }
-    match (config.cluster.backend, device) {
-        (Backend::Nccl, Device::Cpu) => {
+    const FOR_CPUS: &str = "to train on CPUs here, set CUDA_VISIBLE_DEVICES= (empty)";
+    match (config.cluster.backend, config.train.determinism, device) {
+        (Backend::Nccl, _, Device::Cpu) => {
             no("cluster.backend = \"nccl\" needs a GPU on every worker; use \"auto\" or \"tcp\"")
         }
-        (_, Device::Cuda(_)) => no(
-            "this build sums gradients in host memory only; to train on CPUs here, set CUDA_VISIBLE_DEVICES= (empty)",
-        ),
+        (Backend::Tcp, _, Device::Cuda(_)) => no(&format!(
+            "cluster.backend = \"tcp\" sums in host memory, and this worker has a GPU: use \"auto\" or \"nccl\"; {FOR_CPUS}"
+        )),
+        (_, Determinism::Bitwise, Device::Cuda(_)) => no(&format!(
+            "train.determinism = \"bitwise\" needs CPU workers, for GPUs add in an order of their own: use \"fast\"; {FOR_CPUS}"
+        )),
         _ => Ok(()),
     }
 }
@@ -151,9 +157,10 @@ fn connect(
     assignment: &Assignment,
     listener: &mut Listener,
     peers: Vec<SocketAddr>,
-) -> Result<Box<dyn Collective>, Failure> {
+    device: Device,
+) -> Result<Ranks, Failure> {
     let generation = assignment.generation.0;
-    let mut collective: Box<dyn Collective> = if peers.len() == 1 {
+    let mut mesh: Box<dyn Collective> = if peers.len() == 1 {
         Box::new(Solo::new(generation))
     } else if config.cluster.backend == Backend::Solo {
         return Err(Failure::Unsupported(format!("cluster.backend = \"solo\" is for one worker, not {}", peers.len())));
@@ -161,8 +168,10 @@ fn connect(
         let membership = Membership { generation, rank: assignment.rank.0, peers, secret: assignment.secret };
         Box::new(Mesh::connect(listener, membership, CONNECT)?)
     };
-    collective.set_deadline(COLLECTIVE);
-    Ok(collective)
+    mesh.set_deadline(CONNECT);
+    let mut ranks = gpus::meet(mesh, device, &environment::library_folders(), CONNECT)?;
+    ranks.set_deadline(COLLECTIVE);
+    Ok(ranks)
 }
 
 /// The device of this process: its first visible GPU, else the CPU.

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use worker::failure::Failure;
-use worker::{join, prepare, sample};
+use worker::{environment, join, prepare, sample};
 
 #[derive(Parser)]
 #[command(name = "worker", version, about = "One training process of a Ganfleet run")]
@@ -48,7 +48,7 @@ enum Command {
 
 fn main() -> ExitCode {
     // before anything touches libtorch: it looks its CUDA hooks up once
-    let cuda = cuda::load(&cuda_folders());
+    let cuda = cuda::load(&environment::library_folders());
     let kept = native::keep_memory();
     tracing_subscriber::fmt()
         // a closed stderr (the coordinator is gone) must not end a worker that still has a state to store
@@ -83,11 +83,4 @@ fn main() -> ExitCode {
 fn s3_settings(json: Option<&str>) -> Result<S3, Failure> {
     json.map_or_else(|| Ok(S3::default()), serde_json::from_str)
         .map_err(|error| Failure::Usage(format!("--s3 is not what coordinator sample gives: {error}")))
-}
-
-/// Where libtorch's CUDA half may lie: beside the binary in a package, or in the set-up's view.
-fn cuda_folders() -> Vec<PathBuf> {
-    let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("../lib/cuda")));
-    let view = option_env!("DEP_GANFLEET_NATIVE_LIB").map(|lib| PathBuf::from(lib).join("../cuda"));
-    beside.into_iter().chain(view).collect()
 }

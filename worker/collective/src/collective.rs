@@ -68,6 +68,14 @@ pub trait Collective: Send {
     /// [`CollectiveError::Protocol`] where the ranks' runs do not adjoin, and any other but `Stale`.
     fn tree_sum_f32(&mut self, mine: &TreeSum, out: &mut [f32]) -> Result<(), CollectiveError>;
 
+    /// Whether the generation is whole as far as this rank has heard. Waits for nothing and moves no data: it is for the time
+    /// in which ranks are busy together by other means, say on their GPUs.
+    ///
+    /// # Errors
+    /// [`CollectiveError::Aborted`], [`CollectiveError::PeerLost`], or the error that ended the communicator before. A rank that
+    /// has left in good order is told as lost but ends nothing: what it had its part in may still complete.
+    fn check(&mut self) -> Result<(), CollectiveError>;
+
     /// A handle that ends the call in progress and every later one, from any thread.
     fn aborter(&self) -> Aborter;
 

@@ -34,6 +34,7 @@ pub fn suite(world: usize, form: &dyn Fn() -> Group) {
     tree_sums_have_the_bits_of_one_rank(&mut form());
     misuse_is_refused_and_forgiven(&mut form());
     an_abort_ends_every_rank_at_once(form);
+    an_abort_is_heard_without_a_call(form);
     a_deadline_names_the_rank_that_did_not_come(form);
     a_rank_that_leaves_is_named(form);
 }
@@ -258,6 +259,26 @@ fn an_abort_ends_every_rank_at_once(form: &dyn Fn() -> Group) {
             slowest(begun, &ended)
         });
     }
+}
+
+fn an_abort_is_heard_without_a_call(form: &dyn Fn() -> Group) {
+    in_time(|| {
+        let mut group = form();
+        group.iter_mut().for_each(|member| member.check().expect("nothing has happened yet"));
+        let begun = Instant::now();
+        group[0].aborter().abort();
+        for (rank, member) in group.iter_mut().enumerate() {
+            let cause = loop {
+                match member.check() {
+                    Err(cause) => break cause,
+                    Ok(()) => assert!(begun.elapsed() < Duration::from_secs(10), "rank {rank} hears nothing"),
+                }
+            };
+            assert_aborted(&cause, 0, rank);
+            assert_eq!(member.barrier().expect_err("it is over").to_string(), cause.to_string());
+        }
+        begun.elapsed()
+    });
 }
 
 fn assert_aborted(cause: &CollectiveError, aborting: usize, rank: usize) {

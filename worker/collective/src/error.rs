@@ -46,6 +46,9 @@ pub enum CollectiveError {
     /// The caller's arguments contradict each other; nothing was sent and the communicator lives on.
     #[error("wrong use of a collective: {0}")]
     Misuse(String),
+    /// What the ranks do together on their GPUs has failed, for a reason that names no rank.
+    #[error("the sums between the GPUs have failed: {0}")]
+    Device(String),
     /// The operating system refused something that no peer is to blame for.
     #[error("cannot {doing}: {error}")]
     Io {

@@ -2,7 +2,7 @@
 //! all ranks have to do together.
 //!
 //! - [`Collective`] is the contract. [`Solo`] keeps it for one worker, [`Tcp`] for many over a ring of authenticated TCP
-//!   connections; a wrapper over NCCL may keep it elsewhere.
+//!   connections. Where gradients lie on GPUs, others sum those, and this is how their ranks stay in touch.
 //! - [`Listener`] and [`Mesh`] form a [`Tcp`] for one generation; the listener outlives it and forms the next.
 //! - [`TreeSum`] and [`deal`] make a sum whose bits do not depend on the number of ranks.
 //!

@@ -82,6 +82,10 @@ impl Collective for Solo {
         Ok(())
     }
 
+    fn check(&mut self) -> Result<(), CollectiveError> {
+        self.alive()
+    }
+
     fn aborter(&self) -> Aborter {
         let aborted = Arc::clone(&self.aborted);
         Aborter::new(move || aborted.store(true, Ordering::Release))

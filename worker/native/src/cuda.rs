@@ -38,6 +38,11 @@ pub fn load(folders: &[PathBuf]) -> Cuda {
             let _first = LOADED.set(library);
             Cuda::Loaded(path)
         }
-        Err(error) => Cuda::Failed(error.to_string()),
+        Err(error) => Cuda::Failed(reason(&error)),
     }
+}
+
+/// What the loader said: libloading itself says only which of its functions failed.
+pub(crate) fn reason(error: &libloading::Error) -> String {
+    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
 }

@@ -1,14 +1,17 @@
-//! The only crate with `unsafe`: what tch does not wrap of libtorch, behind safe owner types.
+//! The only crate with `unsafe`: what tch does not wrap of libtorch, and NCCL, behind safe owner types.
 //!
 //! Three floors: `shim/` (C++ exceptions stop there), `sys` (declarations), and the safe functions here.
 //! It knows nothing of training, of GANs, of networks or of files.
 
 pub mod cuda;
+mod device;
 mod hook;
 mod host;
 mod layers;
+pub mod nccl;
 mod sys;
 
+pub use device::DeviceF32;
 pub use hook::GradientHook;
 pub use host::HostF32;
 pub use layers::{Geometry, convolution, leaky_downscale, leaky_pixel_norm, leaky_relu};

@@ -1,8 +1,8 @@
-//! Declarations of `shim/shim.cpp` and `shim/layers.cpp`. Nothing here is safe or clever.
+//! Declarations of what `shim/` exports. Nothing here is safe or clever.
 
 use std::ffi::{c_char, c_void};
 
-/// tch's handle: a pointer to `at::Tensor`.
+/// tch's handle, a pointer to `at::Tensor`; or a pointer to an event or a stream of libtorch's.
 pub type Handle = *mut c_void;
 
 unsafe extern "C" {
@@ -43,4 +43,13 @@ unsafe extern "C" {
     pub fn gfn_leaky_downscale(x: Handle, slope: f64, out: *mut Handle) -> i32;
     pub fn gfn_leaky_pixel_norm(x: Handle, slope: f64, epsilon: f64, out: *mut Handle) -> i32;
     pub fn gfn_keep_memory() -> i32;
+    pub fn gfn_event_here(tensor: Handle, out: *mut Handle) -> i32;
+    pub fn gfn_event_on(stream: Handle, out: *mut Handle) -> i32;
+    pub fn gfn_event_passed(event: Handle, passed: *mut bool) -> i32;
+    pub fn gfn_event_free(event: Handle);
+    pub fn gfn_stream_new(index: i64, out: *mut Handle) -> i32;
+    pub fn gfn_stream_native(stream: Handle, out: *mut *mut c_void) -> i32;
+    pub fn gfn_stream_wait(stream: Handle, event: Handle) -> i32;
+    pub fn gfn_stream_keep(stream: Handle, tensor: Handle) -> i32;
+    pub fn gfn_stream_free(stream: Handle);
 }

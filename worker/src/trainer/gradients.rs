@@ -6,7 +6,7 @@
 
 use crate::communicator::Launcher;
 use crate::parameters::Parameters;
-use native::{GradientHook, HostF32, NativeError};
+use native::{GradientHook, NativeError};
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -39,7 +39,7 @@ struct Progress {
 
 struct Turn {
     next: usize,
-    buckets: Vec<Option<HostF32>>,
+    buckets: Vec<Tensor>,
     launcher: Option<Launcher>,
 }
 
@@ -57,8 +57,8 @@ impl Progress {
         while turn.next < self.missing.len() && self.missing[turn.next].load(Ordering::Acquire) == 0 {
             let next = turn.next;
             turn.next += 1;
-            if let (Some(buffer), Some(launcher)) = (turn.buckets[next].take(), &turn.launcher) {
-                launcher.sum(buffer);
+            if let (Some(bucket), Some(launcher)) = (turn.buckets.get(next), &turn.launcher) {
+                launcher.sum(bucket);
             }
         }
     }
@@ -126,12 +126,8 @@ impl Gradients {
     }
 
     /// From now on complete buckets are handed to `launcher`: call it before the phase's last backward, and only then.
-    ///
-    /// # Errors
-    /// When the buffer is not host memory.
-    pub fn arm(&mut self, launcher: &Launcher) -> Result<(), NativeError> {
-        let slice = |r: &Range<usize>| HostF32::new(&self.flat.narrow(0, r.start as i64, r.len() as i64));
-        let buckets = self.buckets.iter().map(|r| slice(r).map(Some)).collect::<Result<Vec<_>, _>>()?;
+    pub fn arm(&mut self, launcher: &Launcher) {
+        let buckets = self.buckets.iter().map(|r| self.flat.narrow(0, r.start as i64, r.len() as i64)).collect();
         {
             let mut turn = self.progress.turn.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             *turn = Turn { next: 0, buckets, launcher: Some(launcher.clone()) };
@@ -140,7 +136,6 @@ impl Gradients {
             missing.store(size, Ordering::Release);
         }
         self.progress.launch_ready(); // a bucket of flags alone is complete from the start
-        Ok(())
     }
 
     /// Hands over what no backward of this rank will complete: everything, on a rank without samples.

@@ -190,12 +190,12 @@ impl Trainer {
         for (i, piece) in pieces.iter().enumerate() {
             let objective = self.loss(phase, real, &mine, piece);
             if i + 1 == pieces.len() {
-                gradients.arm(self.communicator.launcher())?;
+                gradients.arm(self.communicator.launcher());
             }
             objective.backward();
         }
         if pieces.is_empty() {
-            gradients.arm(self.communicator.launcher())?;
+            gradients.arm(self.communicator.launcher());
         }
         gradients.launch_rest();
         self.communicator.wait()?;

@@ -50,9 +50,10 @@ impl Note {
             CollectiveError::TimedOut { waiting_for, .. } => (waiting_for, How::Silent),
             CollectiveError::Aborted => (me, How::Aborted),
             CollectiveError::Protocol { rank, .. } => (rank, How::Failed),
-            CollectiveError::Stale { .. } | CollectiveError::Misuse(_) | CollectiveError::Io { .. } => {
-                (me, How::Failed)
-            }
+            CollectiveError::Stale { .. }
+            | CollectiveError::Misuse(_)
+            | CollectiveError::Device(_)
+            | CollectiveError::Io { .. } => (me, How::Failed),
         };
         Self::Farewell { origin, how }
     }

@@ -137,6 +137,17 @@ impl Engine {
         outcome.map_err(|cause| self.fate.end(cause))
     }
 
+    /// Takes in what the control connections have brought; a loss among it ends the communicator, a farewell does not.
+    pub(super) fn check(&mut self) -> Result<(), CollectiveError> {
+        self.listen(Duration::ZERO).map_err(|cause| self.fate.end(cause))?;
+        self.nobody_left()
+    }
+
+    fn nobody_left(&self) -> Result<(), CollectiveError> {
+        let left = (0..).zip(&self.heard).find_map(|(rank, heard)| heard.left.then_some(rank));
+        left.map_or(Ok(()), |rank| Err(CollectiveError::PeerLost { rank, how: How::Left }))
+    }
+
     fn drive(&mut self, call: Call, flow: &mut dyn Flow) -> Result<(), CollectiveError> {
         for (peer, progress) in self.progress.iter_mut().enumerate().filter(|(peer, _)| *peer != self.rank as usize) {
             let whole = |bytes: Option<usize>| bytes.map_or(0, |bytes| HEADER_BYTES + bytes);
@@ -145,9 +156,7 @@ impl Engine {
             (progress.sent, progress.received) = (0, 0);
         }
         self.listen(Duration::ZERO)?;
-        if let Some(rank) = (0..).zip(&self.heard).find_map(|(rank, heard)| heard.left.then_some(rank)) {
-            return Err(CollectiveError::PeerLost { rank, how: How::Left });
-        }
+        self.nobody_left()?;
         let mut moved_at = Instant::now();
         let mut told = false;
         loop {

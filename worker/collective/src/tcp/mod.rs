@@ -169,6 +169,10 @@ impl Collective for Tcp {
         tree_sum::run(&mut self.engine, mine, out)
     }
 
+    fn check(&mut self) -> Result<(), CollectiveError> {
+        self.engine.check()
+    }
+
     fn aborter(&self) -> Aborter {
         self.engine.fate().aborter()
     }
