@@ -11,7 +11,7 @@ use crate::models;
 use crate::outputs::Outputs;
 use crate::ranks::Ranks;
 use crate::run::{self, Ending, Parts};
-use crate::trainer::Trainer;
+use crate::trainer::{StepError, Trainer};
 use crate::{environment, prepare};
 use agent::{Activity, Agent, Assignment, JoinInfo, Progress};
 use collective::{Collective, Listener, Membership, Mesh, Solo};
@@ -79,6 +79,7 @@ fn work(
     let peers = addresses(&assignment.peers)?;
     let threads = environment::threads(config, &peers, rank);
     tch::set_num_threads(threads as i32);
+    native::allow_tf32(config.train.precision == Precision::Tf32).map_err(StepError::from)?;
     let doing = |activity| agent.progress(Progress { activity, ..Progress::default() });
 
     doing(Activity::Data);

@@ -2,6 +2,7 @@
 
 #include "guard.h"
 
+#include <ATen/Context.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/_foreach_lerp.h>
 #include <ATen/ops/_fused_adam.h>
@@ -92,6 +93,22 @@ int gfn_keep_memory() {
 #else
   return 0;
 #endif
+}
+
+// Single precision on the TF32 units of a GPU, in convolutions and products of matrices alike. libtorch's own default is the
+// one with and the other without.
+int gfn_tf32(bool allowed) {
+  return guarded([&] {
+    at::globalContext().setAllowTF32CuDNN(allowed);
+    at::globalContext().setAllowTF32CuBLAS(allowed);
+  });
+}
+
+// Whether convolutions (1) and products of matrices (2) may use them.
+int gfn_tf32_allowed(int* allowed) {
+  return guarded([&] {
+    *allowed = (at::globalContext().allowTF32CuDNN() ? 1 : 0) | (at::globalContext().allowTF32CuBLAS() ? 2 : 0);
+  });
 }
 
 }  // extern "C"

@@ -138,5 +138,25 @@ pub fn keep_memory() -> Result<(), NativeError> {
     }
 }
 
+/// Whether single precision on a GPU may use its TF32 units (10 bits of mantissa), in convolutions and matrix products alike.
+///
+/// # Errors
+/// When libtorch refuses.
+pub fn allow_tf32(allowed: bool) -> Result<(), NativeError> {
+    // SAFETY: sets two switches of libtorch's context.
+    check("allow_tf32", unsafe { sys::gfn_tf32(allowed) })
+}
+
+/// What holds: for convolutions, and for products of matrices.
+///
+/// # Errors
+/// When libtorch refuses.
+pub fn tf32_allowed() -> Result<(bool, bool), NativeError> {
+    let mut allowed = 0;
+    // SAFETY: writes one integer that lives through the call.
+    check("tf32_allowed", unsafe { sys::gfn_tf32_allowed(&raw mut allowed) })?;
+    Ok((allowed & 1 != 0, allowed & 2 != 0))
+}
+
 #[cfg(test)]
 mod tests;

@@ -204,3 +204,12 @@ fn a_machine_without_a_driver_says_so() {
         assert_eq!(cuda::load(&[]), cuda::Cuda::NoDriver);
     }
 }
+
+/// libtorch's default is TF32 in convolutions and not in matrix products: neither of what an experiment file can ask for.
+#[test]
+fn tf32_is_allowed_everywhere_or_nowhere() {
+    for allowed in [true, false] {
+        allow_tf32(allowed).unwrap();
+        assert_eq!(tf32_allowed().unwrap(), (allowed, allowed));
+    }
+}
