@@ -3,10 +3,11 @@
 //! Reads the file, the environment and the working directory for [`common::config`], which judges them; starts nothing and
 //! opens neither data nor store. [`load`] is also how other commands read an experiment.
 
+use clap::builder::PossibleValuesParser;
 use clap::{Args, Subcommand};
 use common::config::{self, Base, ConfigError, ENV_PREFIX, Layers, Resolved};
 use common::exit::Exit;
-use common::families;
+use common::families::{self, FAMILIES};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -45,7 +46,7 @@ pub enum ConfigCommand {
     /// Print every key with its default and what it means
     Default {
         /// Print what this family puts in their place instead: its keys and its values
-        #[arg(value_parser = ["progan", "sngan"])]
+        #[arg(value_parser = PossibleValuesParser::new(FAMILIES.map(|family| family.name)))]
         family: Option<String>,
     },
 }
@@ -154,7 +155,7 @@ fn answer(command: &ConfigCommand) -> Result<String, Failure> {
         }
         ConfigCommand::Schema => pretty(&config::json_schema()),
         ConfigCommand::Default { family } => {
-            family.as_deref().and_then(families::defaults).unwrap_or(config::DEFAULTS).to_owned()
+            family.as_deref().and_then(|name| families::family(name)?.defaults).unwrap_or(config::DEFAULTS).to_owned()
         }
     })
 }

@@ -78,6 +78,14 @@ pub struct Options {
     pub style: Style,
 }
 
+/// What a run needs of this machine before anything is read or written.
+struct Means {
+    /// The worker program.
+    worker: PathBuf,
+    /// What proves that a worker or an operator belongs here.
+    token: Token,
+}
+
 /// Runs a training to its end and returns the exit code.
 ///
 /// # Errors
@@ -101,7 +109,7 @@ async fn begin_at(begin: Begin, options: &Options, display: &mut Display) -> Res
         return Err(Failure::new(Exit::Usage, message));
     }
     let mut interrupts = signals::catch().map_err(|error| Failure::new(Exit::Internal, error))?;
-    let worker = machine::worker_binary()?;
+    let means = Means { worker: machine::worker_binary()?, token: token()? };
     let origin = async {
         match begin {
             Begin::Experiment { file, resume } => {
@@ -114,6 +122,8 @@ async fn begin_at(begin: Begin, options: &Options, display: &mut Display) -> Res
         origin = origin => origin?,
         Some(()) = interrupts.recv() => return Ok(withdrawn(display, None)),
     };
+    let workers = origin::workers(&options.overrides, &origin.config);
+    places(options.local.unwrap_or(workers), workers, options.listen)?;
     for note in &origin.notes {
         display.show(&News::Note(note.clone()));
     }
@@ -124,7 +134,7 @@ async fn begin_at(begin: Begin, options: &Options, display: &mut Display) -> Res
     }
     let held = Held::take(&state::home()?, &origin.config.name)?;
     let mut records = Records::open(held.folder(), origin.run.clone(), resume_images(&origin)).await?;
-    let ended = begin_and_drive(&origin, &worker, &held, options, &mut records, display, &mut interrupts).await;
+    let ended = begin_and_drive(&origin, &means, &held, options, &mut records, display, &mut interrupts).await;
     if let Err(failure) = &ended {
         records.log("c", &failure.message);
     }
@@ -139,7 +149,7 @@ async fn begin_at(begin: Begin, options: &Options, display: &mut Display) -> Res
 
 async fn begin_and_drive(
     origin: &Origin,
-    worker: &Path,
+    Means { worker, token }: &Means,
     held: &Held,
     options: &Options,
     records: &mut Records,
@@ -156,20 +166,15 @@ async fn begin_and_drive(
     for (name, text, content) in config_files {
         origin.run.put_file(name, text.into(), content).await?;
     }
-    let no_randomness = |error| Failure::new(Exit::Internal, format!("no random numbers for a token: {error}"));
-    let token = token()
-        .map_err(|message| Failure::new(Exit::Config, message))?
-        .map_or_else(Token::fresh, Ok)
-        .map_err(no_randomness)?;
     let deaf = |error| Failure::new(Exit::Network, format!("cannot listen on {}: {error}", options.listen));
     let listener = TcpListener::bind(options.listen).await.map_err(deaf)?;
     let address = listener.local_addr().map_err(deaf)?;
-    held.announce(&address.to_string(), &origin.run.url(), &token)?;
+    held.announce(&address.to_string(), &origin.run.url(), token)?;
 
     let nonce = hex(&random_bytes().map_err(no_randomness)?[..2]);
     let workers = origin::workers(&options.overrides, &origin.config);
-    let local = options.local.unwrap_or(workers).min(workers);
-    let recipes = recipes(worker, address, &token, local, &machine::gpus(), &nonce);
+    let local = options.local.unwrap_or(workers);
+    let recipes = recipes(worker, address, token, local, &machine::gpus(), &nonce);
     let plan = plan(origin, options, config, workers, recipes);
     let launched = News::Launched {
         run: origin.config.name.clone(),
@@ -190,7 +195,7 @@ async fn begin_and_drive(
         tell(records, display, &News::Note(text));
     }
     let (inputs, receiver) = mpsc::channel(1024);
-    let serving = tokio::spawn(server::serve(listener, token, BUILD, inputs));
+    let serving = tokio::spawn(server::serve(listener, token.clone(), BUILD, inputs));
     let (supervisor, children) = Supervisor::new();
     let driven = Driver::new(plan, supervisor, records, display).run(receiver, children, interrupts).await;
     serving.abort();
@@ -222,17 +227,35 @@ fn plan(origin: &Origin, options: &Options, config: String, workers: u32, recipe
     }
 }
 
-/// The token that the environment gives this run, for workers who must know it beforehand.
-fn token() -> Result<Option<Token>, String> {
-    let Ok(text) = std::env::var(TOKEN) else { return Ok(None) };
-    let token = Token::from_text(&text);
-    if token.expose().len() < TOKEN_LENGTH {
-        return Err(format!(
-            "{TOKEN} holds {} characters: give {TOKEN_LENGTH} or more, or unset it",
-            token.expose().len()
-        ));
+/// Whether workers from elsewhere have a place, and an address to go to.
+fn places(local: u32, workers: u32, listen: SocketAddr) -> Result<(), Failure> {
+    if local > workers {
+        let message = format!("--local {local} is more than the {workers} workers of the run: raise --workers too");
+        return Err(Failure::new(Exit::Usage, message));
     }
-    Ok(Some(token))
+    if local < workers && listen.ip().is_unspecified() {
+        let message = format!(
+            "--listen {listen} is every address of this machine, and workers from elsewhere must be told one: name the one by \
+             which they reach it"
+        );
+        return Err(Failure::new(Exit::Usage, message));
+    }
+    Ok(())
+}
+
+/// The token that the environment gives this run, for workers who must know it beforehand; else one that nobody can guess.
+fn token() -> Result<Token, Failure> {
+    let wrong = |what: String| Err(Failure::new(Exit::Config, format!("{TOKEN} {what}, or unset it")));
+    match std::env::var(TOKEN).map(|text| Token::from_text(&text)) {
+        Ok(token) if token.expose().len() >= TOKEN_LENGTH => Ok(token),
+        Ok(short) => wrong(format!("holds {} characters: give {TOKEN_LENGTH} or more", short.expose().len())),
+        Err(std::env::VarError::NotUnicode(_)) => wrong("is not UTF-8 text: give letters and digits".to_owned()),
+        Err(std::env::VarError::NotPresent) => Token::fresh().map_err(no_randomness),
+    }
+}
+
+fn no_randomness(error: std::io::Error) -> Failure {
+    Failure::new(Exit::Internal, format!("no random numbers: {error}"))
 }
 
 /// One recipe for each worker; with GPUs, each gets its own, in turn if there are more workers than GPUs.

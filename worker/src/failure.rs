@@ -27,6 +27,12 @@ pub enum Failure {
     /// The training images cannot be used.
     #[error(transparent)]
     Data(#[from] data::DataError),
+    /// This worker's store is not the run's.
+    #[error("{0}")]
+    OtherStore(String),
+    /// The ranks do not have the same training images.
+    #[error("{0}")]
+    OtherImages(String),
     /// The store refuses.
     #[error(transparent)]
     Storage(#[from] storage::StorageError),
@@ -78,8 +84,10 @@ impl Failure {
             Self::Agent(error) => error.exit(),
             Self::Unreachable { .. } => Exit::Network,
             Self::Usage(_) => Exit::Usage,
-            Self::Data(_) | Self::Input(_) => Exit::Data,
-            Self::Storage(_) | Self::Restore(_) | Self::Finish(FinishError::NotStored { .. }) => Exit::Storage,
+            Self::Data(_) | Self::Input(_) | Self::OtherImages(_) => Exit::Data,
+            Self::Storage(_) | Self::OtherStore(_) | Self::Restore(_) | Self::Finish(FinishError::NotStored { .. }) => {
+                Exit::Storage
+            }
             Self::Collective(_)
             | Self::Dismissed
             | Self::Step(StepError::Collective(_))

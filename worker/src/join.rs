@@ -1,6 +1,7 @@
 //! `worker join`: from an address to a trained model. Connects, gets its place, opens data and peers, restores, trains.
 //!
-//! The order matters: whatever can be refused is refused before the other ranks wait for this one.
+//! The order matters: ranks meet first, so that one who is lost or cannot be reached is known at once; then each prepares its
+//! images, however long that takes, and all compare what they have before anything is trained.
 
 use crate::checkpoint::{self, Checkpoints, Identity};
 use crate::communicator::Communicator;
@@ -12,7 +13,7 @@ use crate::outputs::Outputs;
 use crate::ranks::Ranks;
 use crate::run::{self, Ending, Parts};
 use crate::trainer::{StepError, Trainer};
-use crate::{environment, prepare};
+use crate::{alike, environment, prepare};
 use agent::{Activity, Agent, Assignment, JoinInfo, Progress};
 use collective::{Collective, Listener, Membership, Mesh, Solo};
 use common::checkpoint::{Dataset, ManifestKey};
@@ -30,6 +31,8 @@ use tch::{Device, Kind};
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Every rank must be there within this time once places are given.
 const CONNECT: Duration = Duration::from_secs(60);
+/// A host that has never seen the training images may need this long to prepare them, while the others wait.
+const PREPARE: Duration = Duration::from_secs(6 * 3600);
 /// A collective in which nothing moves for so long is given up. A lost rank is noticed at once, by its connections; a hung
 /// one by its coordinator, sooner.
 const COLLECTIVE: Duration = Duration::from_secs(600);
@@ -82,8 +85,7 @@ fn work(
     native::allow_tf32(config.train.precision == Precision::Tf32).map_err(StepError::from)?;
     let doing = |activity| agent.progress(Progress { activity, ..Progress::default() });
 
-    doing(Activity::Data);
-    let pyramid = Arc::new(prepare::pyramid(config, &|_| ())?.pyramid);
+    let mut ranks = connect(config, assignment, listener, peers, device)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = Arc::new(runtime.map_err(|error| Failure::Io { doing: "start a runtime".to_owned(), error })?);
     let store = {
@@ -91,12 +93,17 @@ fn work(
         Store::open(&config.checkpoint.url, &config.checkpoint.s3)?
     };
     let run = store.run(&config.name)?;
+    runtime.block_on(alike::same_store(&run, config))?;
 
-    let model = models::build(config, Kind::Float, device);
-    let ranks = connect(config, assignment, listener, peers, device)?;
-    let mut trainer = Trainer::new(config.clone(), model, Communicator::of(ranks), device);
+    doing(Activity::Data);
+    let pyramid = Arc::new(prepare::pyramid(config, &|_| ())?.pyramid);
     let environment = environment::facts(threads, device);
     let dataset = Dataset { fingerprint: pyramid.fingerprint().to_owned(), images: pyramid.len() as u64 };
+    ranks.set_deadline(PREPARE);
+    alike::agree(&mut ranks, config, &dataset, &environment)?;
+    ranks.set_deadline(COLLECTIVE);
+    let model = models::build(config, Kind::Float, device);
+    let mut trainer = Trainer::new(config.clone(), model, Communicator::of(ranks), device);
 
     doing(Activity::Restore);
     let parent = match &assignment.resume {
@@ -170,9 +177,7 @@ fn connect(
         Box::new(Mesh::connect(listener, membership, CONNECT)?)
     };
     mesh.set_deadline(CONNECT);
-    let mut ranks = gpus::meet(mesh, device, &environment::library_folders(), CONNECT)?;
-    ranks.set_deadline(COLLECTIVE);
-    Ok(ranks)
+    gpus::meet(mesh, device, &environment::library_folders(), CONNECT)
 }
 
 /// The device of this process: its first visible GPU, else the CPU.

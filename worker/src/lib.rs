@@ -3,6 +3,7 @@
 //!
 //! Refuses to know which machine it is on, who else trains (the coordinator says so), and how objects are stored.
 
+pub mod alike;
 pub mod checkpoint;
 pub mod communicator;
 pub mod environment;

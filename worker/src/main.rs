@@ -64,7 +64,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Join { address, listen } => {
             let token = std::env::var("GANFLEET_TOKEN").unwrap_or_default();
-            join::join(&address, &token, listen, &cuda)
+            join::join(&address, token.trim(), listen, &cuda)
         }
         Command::Prepare => prepare::from_stdin().map(|()| Exit::Ok),
         Command::Sample { url, seeds, out, s3 } => {

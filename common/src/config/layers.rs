@@ -1,4 +1,4 @@
-//! Values in layers, each with its origin: built-in default < preset < file < environment < `--set`.
+//! Values in layers, each with its origin: built-in default < the family's own < preset < file < environment < `--set`.
 //!
 //! Reads text and lists that the caller hands over; opens no file and asks no environment. Every value is checked here
 //! against its own kind and bounds; what needs two values to judge waits for [`super::resolve`].
@@ -87,8 +87,9 @@ pub(super) fn gather(layers: &Layers<'_>, workers: u32) -> (Leaves, Vec<Problem>
     let family = trees.text(&FAMILY).or_else(|| Some(bottom.get(&FAMILY)?.text()?.to_owned()));
     let mut reader = Reader { family: family.unwrap_or_default(), problems };
 
+    let family = families::family(&reader.family);
     let own = match layers.base {
-        Base::File { .. } => families::defaults(&reader.family).and_then(|text| Tree::parse(text).ok()),
+        Base::File { .. } => family.and_then(|family| Tree::parse(family.defaults?).ok()),
         Base::Run(_) => None,
     };
     // keys of another family mean nothing to this one
@@ -114,7 +115,7 @@ pub(super) fn gather(layers: &Layers<'_>, workers: u32) -> (Leaves, Vec<Problem>
     exclusive_within(&said, &mut problems);
     let preset = match layers.base {
         // a schedule of growth for a family that does not grow is refused later, not applied
-        Base::File { .. } if own.is_none() => preset_of(&said, workers),
+        Base::File { .. } if family.is_none_or(|family| family.grows) => preset_of(&said, workers),
         Base::File { .. } => None,
         Base::Run(_) => {
             no_schedule(&said, &mut problems);

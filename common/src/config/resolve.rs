@@ -13,6 +13,9 @@ use crate::families::progan::Architecture;
 use serde_json::{Map, Value as Json};
 use std::collections::BTreeMap;
 
+/// Most parameters of a run's networks: 16 GB in single precision, and four times that with moments and average.
+const PARAMETERS_MAX: u64 = 4_000_000_000;
+
 /// A configuration and where each of its values came from.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Resolved {
@@ -81,8 +84,12 @@ impl Check<'_> {
                 self.widths(model, &config.train);
                 self.groups(model, &config.train);
             }
-            Model::Sngan(_) => self.no_growth(config.model.family()),
+            Model::Sngan(_) => {}
         }
+        if !config.model.grows() {
+            self.no_growth(config.model.family());
+        }
+        self.size(&config.model);
         self.arithmetic(config);
         self.times(config);
     }
@@ -106,6 +113,20 @@ impl Check<'_> {
         }
     }
 
+    /// Widths that are each allowed may together ask for more memory than there is.
+    fn size(&mut self, model: &Model) {
+        let widest = match model {
+            Model::ProGan(_) => "model.fmap_max",
+            Model::Sngan(_) => "model.width",
+        };
+        let parameters = model.parameters();
+        if self.sound(&["model"]) && parameters > PARAMETERS_MAX {
+            let billions = |count: u64| format!("{:.1} billion", count as f64 / 1e9);
+            let message = format!("networks of {} parameters", billions(parameters));
+            self.wrong(widest, message, Some(format!("at most {} in all", billions(PARAMETERS_MAX))));
+        }
+    }
+
     /// What is said about growth, or asks for a schedule that grows, is a mistake where nothing does.
     fn no_growth(&mut self, family: &str) {
         let leaves = self.leaves;
@@ -115,7 +136,7 @@ impl Check<'_> {
                 continue;
             }
             let message = format!("networks of family \"{family}\" do not grow");
-            self.wrong(key, message, Some("leave it out, or choose model.family = \"progan\"".to_owned()));
+            self.wrong(key, message, Some("leave it out, or choose a family that does".to_owned()));
         }
     }
 

@@ -3,7 +3,7 @@
 //!
 //! Built only by [`super::resolve`]; a value of these types that came from there cannot be invalid.
 
-use crate::families::{progan, sngan};
+use crate::families::{self, ParameterSpec, progan, sngan};
 use crate::growth::Growth;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -52,6 +52,16 @@ impl Model {
         }
     }
 
+    /// Parameters of all its networks.
+    #[must_use]
+    pub fn parameters(&self) -> u64 {
+        let specs = match self {
+            Self::ProGan(a) => [a.generator(), a.discriminator()],
+            Self::Sngan(a) => [a.generator(), a.discriminator()],
+        };
+        specs.iter().flatten().map(ParameterSpec::numel).sum()
+    }
+
     /// Most samples of one statistical group: what a loss looks at together, and is dealt to workers whole.
     #[must_use]
     pub fn group(&self) -> u32 {
@@ -64,7 +74,7 @@ impl Model {
     /// Whether its resolution grows during training.
     #[must_use]
     pub fn grows(&self) -> bool {
-        matches!(self, Self::ProGan(_))
+        families::family(self.family()).is_some_and(|family| family.grows)
     }
 
     /// Side of the images in pixels.

@@ -39,8 +39,25 @@ pub enum Init {
     Direction,
 }
 
-/// What a family puts in place of the built-in defaults, as an experiment file. `None` where those are its own.
+/// A family as an experiment file knows it.
+#[derive(Clone, Copy, Debug)]
+pub struct Family {
+    /// Value of `model.family`.
+    pub name: &'static str,
+    /// Whether its resolution grows during training.
+    pub grows: bool,
+    /// What it puts in place of the built-in defaults, as an experiment file; `None` where those are its own.
+    pub defaults: Option<&'static str>,
+}
+
+/// Every family.
+pub const FAMILIES: [Family; 2] = [
+    Family { name: "progan", grows: true, defaults: None },
+    Family { name: "sngan", grows: false, defaults: Some(sngan::DEFAULTS) },
+];
+
+/// The family of that name.
 #[must_use]
-pub fn defaults(family: &str) -> Option<&'static str> {
-    (family == "sngan").then_some(sngan::DEFAULTS)
+pub fn family(name: &str) -> Option<&'static Family> {
+    FAMILIES.iter().find(|family| family.name == name)
 }

@@ -101,12 +101,20 @@ fn command_lines() {
         (&["launch", "toy.toml", "--listen", "everywhere"], 2, "everywhere"),
         (&["launch", "toy.toml", "--listen", "0.0.0.0:0"], 2, "--insecure"),
         (&["launch", "toy.toml", "--listen", "192.0.2.1:1", "--insecure", "--plain"], 8, "192.0.2.1:1"),
+        (&["launch", "toy.toml", "--local", "3", "--plain"], 2, "--local 3 is more than the 2 workers"),
+        (&["launch", "toy.toml", "--local", "1", "--listen", "0.0.0.0:0", "--insecure", "--plain"], 2, "name the one"),
         (&["status", "toy"], 8, "toy"),
         (&["stop", "no-such-run"], 8, "no-such-run"),
         (&["status", "../toy"], 2, "../toy"),
     ] {
         assert_refused(&machine, &arguments.join(" "), &machine.ask(arguments), code, &[says]);
     }
+    let machine = Machine::new().with_env("GANFLEET_TOKEN", "short");
+    machine.experiment(&Experiment::tiny());
+    let answer = machine.ask(&["launch", "toy.toml", "--plain"]);
+    assert_refused(&machine, "a token that can be guessed", &answer, 3, &["GANFLEET_TOKEN holds 5 characters"]);
+    assert!(!answer.text().contains("short"), "a secret is not repeated: {}", answer.text());
+    assert!(!machine.path("runs").exists(), "nothing has begun");
 }
 
 #[test]

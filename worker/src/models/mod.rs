@@ -126,7 +126,7 @@ pub trait GanModel {
     /// them: the same on every rank.
     fn active(&self, module: &str, level: &Level) -> Vec<usize>;
 
-    /// State that belongs to the networks but is no parameter: kept in checkpoints, changed by [`GanModel::after_step`] alone.
+    /// State that belongs to the networks but is no parameter: kept in checkpoints, changed by [`GanModel::before_update`] alone.
     fn memory(&self) -> Option<&Parameters> {
         None
     }
@@ -134,8 +134,9 @@ pub trait GanModel {
     /// The loss of `phase` over `batch`. Changes no state.
     fn loss(&self, phase: &Phase, stage: &Stage, batch: &Batch, draw: &Draw) -> Loss;
 
-    /// Called once after each update of `phase`, on every rank: what it does to [`GanModel::memory`] follows from the state alone.
-    fn after_step(&self, _phase: &Phase) {}
+    /// Called once in each step of `phase`, on every rank, between its loss and its update: what it does to
+    /// [`GanModel::memory`] follows from the state alone.
+    fn before_update(&self, _phase: &Phase) {}
 
     /// Images `[n, 3, r, r]` made by the averaged weights from latents `[n, latent]`, at the level's resolution.
     fn sample(&self, latents: &Tensor, level: &Level) -> Tensor;

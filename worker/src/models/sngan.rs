@@ -2,8 +2,8 @@
 //! losses, phases, in this order. Sizes, names and defaults are `common::families::sngan`.
 //!
 //! D's weights are divided by their largest singular value, which a power iteration follows from step to step. A loss takes
-//! one iteration from the direction that is remembered and forgets it; [`GanModel::after_step`] remembers one, once for each step of
-//! D. So a loss changes no state, and every rank remembers the same.
+//! one iteration from the direction that is remembered and forgets it; [`GanModel::before_update`] takes the same one for good, once for each step
+//! of D. So a loss changes no state, and every rank remembers the same.
 
 use super::blocks::leaky;
 use super::{Batch, Draw, GanModel, Loss, Phase, mean};
@@ -209,7 +209,7 @@ impl GanModel for Sngan {
         }
     }
 
-    fn after_step(&self, phase: &Phase) {
+    fn before_update(&self, phase: &Phase) {
         if phase.module == "d" {
             self.discriminator.remember();
         }

@@ -249,8 +249,8 @@ impl Trainer {
         self.statistics.add(&format!("gradient_norm/{}", phase.name), &(squared.sqrt() / world), 1.0 / world);
         let module = self.model.modules().iter().position(|m| *m == phase.module).unwrap_or_default();
         let parameters = self.model.parameters(phase.module);
+        self.model.before_update(phase);
         self.optimizers[module].step(parameters, gradients.active(), gradients.views(), &found_inf, &self.stage)?;
-        self.model.after_step(phase);
         if phase.averages {
             native::foreach_lerp(&self.averages, &self.average_of, 1.0 - self.stage.ema_decay)?;
         }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::config::resolved::{Backend, Ema, Grid, Model};
+use crate::families::FAMILIES;
 use crate::families::progan::{GpNorm, Upscale};
 use crate::growth::{Growth, Level};
 use crate::ids::ImagesSeen;
@@ -27,8 +28,8 @@ fn each_layer_overrides_the_ones_before() {
 
 #[test]
 fn the_defaults_file_has_every_key_and_these_values() {
-    let texts = [Some(DEFAULTS), crate::families::defaults("sngan")].map(|text| text.unwrap());
-    let files = texts.map(|text| toml_edit::Document::parse(text).unwrap());
+    let texts = std::iter::once(DEFAULTS).chain(FAMILIES.iter().filter_map(|family| family.defaults));
+    let files: Vec<_> = texts.map(|text| toml_edit::Document::parse(text).unwrap()).collect();
     for key in keys() {
         let within = |file: &toml_edit::Document<&str>| {
             key.split('.').try_fold(file.as_item().clone(), |item, part| item.get(part).cloned())
@@ -137,6 +138,18 @@ fn a_run_that_exists_keeps_everything_but_what_is_set() {
         error.to_string().contains("--set: train.schedule: the preset was applied when the run was created"),
         "{error}"
     );
+}
+
+#[test]
+fn every_family_of_the_schema_is_in_the_list_of_families() {
+    let schema = json_schema().to_string();
+    for family in FAMILIES {
+        assert!(schema.contains(&format!("\"const\":\"{}\"", family.name)), "{}", family.name);
+        let run = config(&format!("{SMALL}[model]\nfamily = \"{}\"", family.name));
+        assert_eq!((run.model.family(), run.model.grows()), (family.name, family.grows));
+    }
+    let families = schema.matches("\"family\":{").count();
+    assert_eq!(families, FAMILIES.len(), "a variant of RawModel is missing from FAMILIES");
 }
 
 #[test]

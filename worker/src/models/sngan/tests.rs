@@ -60,7 +60,7 @@ fn tensors_have_the_specified_shapes_and_images_their_range() {
 fn the_power_iteration_finds_the_largest_singular_value() {
     let model = model();
     for _ in 0..300 {
-        model.after_step(&model.phases()[0]);
+        model.before_update(&model.phases()[0]);
     }
     for (layer, u) in model.discriminator.layers.iter().zip(directions(&model)) {
         let (u, v) = iterate(&layer.weight, &u);
@@ -75,9 +75,9 @@ fn a_loss_and_a_step_of_g_leave_the_memory_alone_and_a_step_of_d_moves_it() {
     let model = model();
     let before = directions(&model);
     let _losses = (objective(&model, 0, 0..8), objective(&model, 1, 0..8));
-    model.after_step(&model.phases()[1]);
+    model.before_update(&model.phases()[1]);
     assert!(before.iter().zip(directions(&model)).all(|(a, b)| a.equal(&b)));
-    model.after_step(&model.phases()[0]);
+    model.before_update(&model.phases()[0]);
     // the last layer has one output and so one direction only, up to its sign
     assert!(before[..3].iter().zip(directions(&model)).all(|(a, b)| !a.equal(&b)));
 }
@@ -88,7 +88,7 @@ fn a_loss_and_a_step_of_g_leave_the_memory_alone_and_a_step_of_d_moves_it() {
 fn gradients_agree_with_finite_differences() {
     let model = model();
     for _ in 0..300 {
-        model.after_step(&model.phases()[0]);
+        model.before_update(&model.phases()[0]);
     }
     for phase in [0, 1] {
         let flat = gradient(&model, phase, 0..8);
