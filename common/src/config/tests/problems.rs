@@ -137,7 +137,6 @@ fn values_that_do_not_fit_together() {
             "[model]\nfamily = \"sngan\"\nresolution = 1024\nwidth = 16384",
             "run.toml:7: model.width: networks of 417.7 billion parameters\n    at most 4.0 billion in all",
         ),
-        ("[model]\nfmap_base = 65536\nfmap_max = 4096\nlatent_size = 8192", "run.toml:6: model.fmap_max: networks of"),
         ("[cluster]\nbackend = \"solo\"\nworkers = 2", "run.toml:5: cluster.backend: \"solo\" is one worker"),
         (
             "[cluster]\npatience = \"20s\"\norphan_patience = \"10s\"",
