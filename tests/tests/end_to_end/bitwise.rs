@@ -107,5 +107,7 @@ fn resumed(machine: &Machine, worlds: &[&str]) -> Vec<String> {
 }
 
 fn hash(run: &Path, machine: &Machine) -> String {
-    machine.state_hash(&run.display().to_string())
+    let hash = machine.state_hash(&run.display().to_string());
+    println!("{}: {hash}", run.display());
+    hash
 }
