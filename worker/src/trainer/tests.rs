@@ -175,7 +175,10 @@ fn fast_gradients_of_every_world_equal_one_worker_s_but_for_rounding() {
         for world in [2, 4] {
             for theirs in on_ranks(world, &config, gradient) {
                 let worst = alone.iter().zip(&theirs).fold(0.0f32, |w, (a, b)| w.max((a - b).abs()));
-                println!("step {before}, world {world}: largest difference {:.1e} of the largest gradient", worst / largest);
+                println!(
+                    "step {before}, world {world}: largest difference {:.1e} of the largest gradient",
+                    worst / largest
+                );
                 assert!(worst / largest < 1e-6, "step {before}, world {world}: {:e}", worst / largest);
             }
         }
