@@ -2,8 +2,8 @@
 //!
 //! Two stages. [`raw`] is the file as typed, with every key optional; [`resolved`] is a run's configuration once every
 //! question is settled, which travels to workers and into checkpoints. [`resolve()`] leads from one to the other, through
-//! layers: built-in default < preset < file < environment < `--set`. Every value keeps its [`Origin`], and every mistake is
-//! reported with file, line and key before anything starts.
+//! layers: built-in default < the family's own < preset < file < environment < `--set`. Every value keeps its [`Origin`],
+//! and every mistake is reported with file, line and key before anything starts.
 //!
 //! Pure: text of the file, environment and working directory are arguments. Nothing here opens a file.
 

@@ -195,7 +195,7 @@ pub struct RawOptimizer {
 pub struct RawCluster {
     /// Transport of the collectives.
     pub backend: Option<Backend>,
-    /// Workers that `launch` starts; `auto` is every GPU, else one per CPU core.
+    /// Workers of the run; `auto` is every GPU, else one per CPU core.
     pub workers: Option<CountOrAuto>,
     /// How long a peer may give no sign of life before it counts as lost: `500ms`, `2s`, `1min`.
     pub patience: Option<String>,

@@ -231,7 +231,7 @@ impl Ema {
 pub struct Cluster {
     /// Transport of the collectives.
     pub backend: Backend,
-    /// Workers that `launch` starts; 0 = every GPU, else one per CPU core.
+    /// Workers of the run; 0 = every GPU, else one per CPU core.
     pub workers: u32,
     /// Seconds without a sign of life after which a peer counts as lost.
     pub patience_s: f64,
