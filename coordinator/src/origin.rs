@@ -221,6 +221,13 @@ fn differences(run: &RunConfig, file: &RunConfig) -> Vec<String> {
 
 /// Refuses a store that cannot keep checkpoints, before anything is spent; says what it does not honour.
 async fn usable(run: &Run) -> Result<Vec<String>, Failure> {
+    if run.url().starts_with("memory:") {
+        let message = format!(
+            "{} lies in the memory of one process, and workers are others: name a folder or a bucket",
+            run.url()
+        );
+        return Err(Failure::new(Exit::Storage, message));
+    }
     let findings = run.probe().await?;
     if !findings.usable() {
         return Err(Failure::new(Exit::Storage, format!("{} cannot keep checkpoints: it {findings}", run.url())));

@@ -178,6 +178,7 @@ fn stores_and_runs() {
         ("s3://bucket/runs", 5, "AWS_ACCESS_KEY_ID"),
         ("gs://bucket/runs", 5, "credentials"),
         ("az://container/runs", 5, "AZURE"),
+        ("memory://runs", 5, "memory of one process"),
         (below_a_file.as_str(), 5, "file/runs"),
     ] {
         let answer = machine.ask(&["launch", "toy.toml", "--plain", "--set", &format!("checkpoint.url={url}")]);
