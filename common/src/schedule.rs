@@ -5,7 +5,8 @@
 
 use crate::config::resolved::RunConfig;
 use crate::growth::Level;
-use crate::ids::ImagesSeen;
+use crate::ids::{Generation, ImagesSeen};
+use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
 /// What holds during one cycle.
@@ -100,9 +101,45 @@ impl Position {
     }
 }
 
+/// Which of two states of one run is the later one: the greater.
+///
+/// The line counts first. Ranks that leave a generation are at most one step apart, on one line; one that missed a generation
+/// may have got further on a line that the others have left.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct StateVersion {
+    /// The generation that took the last step, or put the run where it stands.
+    pub line: Generation,
+    /// Images seen when the present cycle began.
+    pub cycle_images: u64,
+    /// Round within the cycle.
+    pub round: u32,
+    /// Step within the round.
+    pub step: u32,
+}
+
+impl StateVersion {
+    /// The version of the state at `position`, to which `line` brought it.
+    #[must_use]
+    pub fn new(line: Generation, position: Position) -> Self {
+        Self { line, cycle_images: position.cycle_images, round: position.round, step: position.step }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_step_makes_a_later_version_and_a_later_line_any() {
+        let mut at = Position::default();
+        let mut last = StateVersion::new(Generation(3), at);
+        for _ in 0..12 {
+            at = at.advance(if at.step == 0 { 8 } else { 0 }, 2, 2);
+            let next = StateVersion::new(Generation(3), at);
+            assert!(next > last && StateVersion::new(Generation(4), Position::default()) > next);
+            last = next;
+        }
+    }
 
     fn stage(minibatch: u32, group: u32, micro_batch: u32) -> Stage {
         Stage {

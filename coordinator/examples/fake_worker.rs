@@ -1,16 +1,20 @@
-//! A worker without tensors, for the tests of the coordinator: it joins, counts images, reports, checkpoints and leaves as
-//! a real one does, and misbehaves as the environment says.
+//! A worker without tensors, for the tests of the coordinator: it joins, meets the others, counts images with them, reports,
+//! checkpoints and leaves as a real one does, and misbehaves as the environment says.
 //!
 //! `FAKE_DO=crash|panic|vanish|diverge|deaf|alien` with `FAKE_RANK` (the rank that does it) and `FAKE_AT` (images);
 //! `FAKE_PREPARE=fail`. It trains nothing: every 2 ms are 4 images.
 
-use agent::{Activity, Agent, JoinInfo, Progress, Stored};
+use agent::{Activity, Agent, Assignment, JoinInfo, Next, Notice, Progress, Stored};
+use collective::{Collective, CollectiveError, Listener, Membership, Mesh, Solo};
 use common::checkpoint::{Dataset, FORMAT, Manifest, TrainerCursor};
+use common::config::resolved::RunConfig;
 use common::exit::Exit;
 use common::ids::{ImagesSeen, Rank};
 use common::metrics::{Event, Tick};
 use std::io::Write;
+use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 const STEP: Duration = Duration::from_millis(2);
@@ -79,69 +83,173 @@ impl Misdeed {
 
 fn join(address: &str) -> ExitCode {
     let misdeed = Misdeed::from_environment();
-    if misdeed.what == "deaf" {
-        survive_sigterm();
-    }
     let build = if misdeed.what == "alien" { "0.0.0-alien" } else { env!("CARGO_PKG_VERSION") };
-    let info = JoinInfo::of_this_process(build, "127.0.0.1:1", "cpu");
+    let listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a port");
+    let info = JoinInfo::of_this_process(build, &listener.address().to_string(), "cpu");
     let token = variable("GANFLEET_TOKEN").unwrap_or_default();
-    let (agent, assignment) = match Agent::connect(address, &token, info, Duration::from_secs(5)) {
-        Ok(joined) => joined,
-        Err(error) => {
-            say(&format!("ERROR join: {error}"));
-            return error.exit().into();
-        }
+    let failed = |error: agent::AgentError| {
+        say(&format!("ERROR join: {error}"));
+        error.exit().into()
     };
-    let rank = assignment.rank;
-    say(&format!("INFO rank {rank} of {} is at work", assignment.peers.len()));
-    let total = assignment.config.train.total_images();
-    let start = assignment.resume.as_deref().map_or(0, images_of);
-    let mut images = start;
-    let mut tick = images;
-    while images < total {
-        std::thread::sleep(STEP);
-        images += IMAGES_PER_STEP;
-        let progress =
-            Progress { images: ImagesSeen(images), phase: 0, activity: Activity::Train, step_seconds: 0.002 };
-        agent.progress(progress);
-        if rank == Rank(0) && images - tick >= IMAGES_PER_TICK {
-            tick = images;
-            agent.tick(tick_json(images, total));
+    let (agent, config) = match Agent::connect(address, &token, info, Duration::from_secs(5)) {
+        Ok(joined) => joined,
+        Err(error) => return failed(error),
+    };
+    heed_sigterm(agent.notice(), misdeed.what == "deaf");
+    let mut worker = Fake { agent: &agent, config, misdeed, listener, state: None };
+    let mut trouble = String::new();
+    loop {
+        let assignment = match agent.wait(worker.state.is_some(), &trouble) {
+            Ok(Next::Place(assignment)) => assignment,
+            Ok(Next::Leave { reason }) => {
+                agent.leave(Exit::Ok, &reason);
+                return ExitCode::SUCCESS;
+            }
+            Ok(Next::Orphaned) => {
+                agent.leave(Exit::Orphaned, "alone");
+                return Exit::Orphaned.into();
+            }
+            Err(error) => return failed(error),
+        };
+        match worker.take_part(&assignment) {
+            Ok(Work::Regroup) => trouble.clear(),
+            Ok(Work::Left(exit, message)) => {
+                agent.leave(exit, &message);
+                return exit.into();
+            }
+            Ok(Work::Gone(exit)) => return exit.into(),
+            Err(_) if agent.commands().dismissed => return Exit::WorkerLost.into(),
+            Err(error) => trouble = error.to_string(),
         }
-        let commands = agent.commands();
-        if misdeed.is_due(rank, images) {
-            match misdeed.what.as_str() {
-                "crash" => std::process::abort(),
-                "panic" => panic!("out of luck"),
-                "vanish" => return ExitCode::SUCCESS,
-                "diverge" => {
-                    agent.leave(Exit::Diverged, "the loss is not finite");
-                    return Exit::Diverged.into();
+    }
+}
+
+/// How a generation ended for this worker, if it was not lost.
+enum Work {
+    /// All left it together.
+    Regroup,
+    Left(Exit, String),
+    Gone(Exit),
+}
+
+struct Fake<'a> {
+    agent: &'a Agent,
+    config: RunConfig,
+    misdeed: Misdeed,
+    listener: Listener,
+    /// Images seen: all there is to its state.
+    state: Option<u64>,
+}
+
+impl Fake<'_> {
+    fn take_part(&mut self, assignment: &Assignment) -> Result<Work, CollectiveError> {
+        let rank = assignment.rank;
+        let mut mesh = self.meet(assignment)?;
+        say(&format!("INFO rank {rank} of {} is at work", assignment.peers.len()));
+        let mine = self.state.filter(|_| !assignment.rollback);
+        let held = mesh.all_gather_bytes(&mine.map_or(Vec::new(), |images| images.to_le_bytes().to_vec()))?;
+        let latest = held.iter().filter_map(|bytes| Some(u64::from_le_bytes(bytes.as_slice().try_into().ok()?))).max();
+        let mut images = latest.unwrap_or_else(|| assignment.resume.as_deref().map_or(0, images_of));
+        let total = self.config.train.total_images();
+        let (mut tick, mut wish) = (images, false);
+        while images < total {
+            let commands = self.agent.commands();
+            if commands.dismissed {
+                return Ok(Work::Gone(Exit::WorkerLost));
+            }
+            if self.misdeed.is_due(rank, images) {
+                match self.misdeed.what.as_str() {
+                    "crash" => std::process::abort(),
+                    "panic" => panic!("out of luck"),
+                    "vanish" => return Ok(Work::Gone(Exit::Ok)),
+                    "diverge" => return Ok(Work::Left(Exit::Diverged, "the loss is not finite".into())),
+                    _ => {}
                 }
-                "deaf" => continue,
-                _ => {}
+            }
+            std::thread::sleep(STEP);
+            wish |= commands.checkpoint_now;
+            let mut flags = [commands.stop, commands.orphaned, std::mem::take(&mut wish), commands.regroup]
+                .map(|flag| f32::from(u8::from(flag)));
+            self.agent.waiting().store(true, Ordering::Relaxed);
+            mesh.all_reduce_sum_f32(&mut flags)?;
+            self.agent.waiting().store(false, Ordering::Relaxed);
+            images += IMAGES_PER_STEP;
+            self.state = Some(images);
+            let activity = Activity::Train;
+            self.agent.progress(Progress { images: ImagesSeen(images), phase: 0, activity, step_seconds: 0.002 });
+            if rank == Rank(0) && images - tick >= IMAGES_PER_TICK {
+                tick = images;
+                self.agent.tick(tick_json(images, total));
+            }
+            let [stop, orphaned, store, regroup] = flags.map(|flag| flag > 0.0);
+            if store && rank == Rank(0) {
+                self.checkpoint(assignment, images);
+            }
+            if stop || orphaned {
+                if rank == Rank(0) {
+                    self.checkpoint(assignment, images);
+                }
+                mesh.barrier()?;
+                if self.misdeed.what == "deaf" && self.misdeed.is_due(rank, images) {
+                    std::thread::sleep(Duration::from_secs(3600));
+                }
+                return Ok(Work::Left(if stop { Exit::Ok } else { Exit::Orphaned }, "as told".into()));
+            }
+            if regroup {
+                return Ok(Work::Regroup);
             }
         }
-        if commands.checkpoint_now && rank == Rank(0) {
-            checkpoint(&agent, &assignment, images);
+        if rank == Rank(0) {
+            self.checkpoint(assignment, images);
         }
-        if commands.dismissed {
-            return Exit::WorkerLost.into();
-        }
-        if commands.orphaned || commands.stop {
-            if rank == Rank(0) {
-                checkpoint(&agent, &assignment, images);
-            }
-            let exit = if commands.orphaned { Exit::Orphaned } else { Exit::Ok };
-            agent.leave(exit, "as told");
-            return exit.into();
-        }
+        mesh.barrier()?;
+        Ok(Work::Left(Exit::Ok, "complete".into()))
     }
-    if rank == Rank(0) {
-        checkpoint(&agent, &assignment, images);
+
+    fn meet(&mut self, assignment: &Assignment) -> Result<Box<dyn Collective>, CollectiveError> {
+        let generation = assignment.generation.0;
+        let mut mesh: Box<dyn Collective> = if assignment.peers.len() == 1 {
+            Box::new(Solo::new(generation))
+        } else {
+            let peers = assignment.peers.iter().map(|peer| peer.parse().expect("an address")).collect();
+            let membership = Membership { generation, rank: assignment.rank.0, peers, secret: assignment.secret };
+            let mesh = Mesh::new(membership)?;
+            let aborter = mesh.aborter();
+            self.agent.on_abort(move || aborter.abort());
+            Box::new(mesh.form(&mut self.listener, Duration::from_secs(20))?)
+        };
+        let aborter = mesh.aborter();
+        self.agent.on_abort(move || aborter.abort());
+        mesh.set_deadline(Duration::from_secs(60));
+        Ok(mesh)
     }
-    agent.leave(Exit::Ok, "complete");
-    ExitCode::SUCCESS
+
+    /// Commits a checkpoint without parts.
+    fn checkpoint(&self, assignment: &Assignment, images: u64) {
+        let config = &self.config;
+        let manifest = Manifest {
+            format: FORMAT,
+            run: config.name.clone(),
+            generation: assignment.generation,
+            writer: "fake".into(),
+            nonce: storage::fresh_nonce().expect("random numbers"),
+            parent: None,
+            created: 0,
+            program: "fake".into(),
+            world: u32::try_from(assignment.peers.len()).expect("a small world"),
+            config: config.clone(),
+            cursor: TrainerCursor { images, ..TrainerCursor::default() },
+            dataset: Dataset { fingerprint: FINGERPRINT.into(), images: 3 },
+            environment: Default::default(),
+            parts: Vec::new(),
+        };
+        let store = storage::Store::open(&config.checkpoint.url, &config.checkpoint.s3).expect("a store");
+        let run = store.run(&config.name).expect("a run");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let committed = runtime.block_on(run.commit(&manifest)).expect("a commit");
+        let manifest = committed.key.to_string();
+        self.agent.stored(Stored { images: ImagesSeen(images), manifest, bytes: 0, stall_seconds: 0.0, seconds: 0.0 });
+    }
 }
 
 fn tick_json(images: u64, total_images: u64) -> String {
@@ -153,41 +261,18 @@ fn images_of(manifest: &str) -> u64 {
     manifest.parse::<common::checkpoint::ManifestKey>().expect("the name of a checkpoint").images.0
 }
 
-/// Commits a checkpoint without parts.
-fn checkpoint(agent: &Agent, assignment: &agent::Assignment, images: u64) {
-    let config = &assignment.config;
-    let manifest = Manifest {
-        format: FORMAT,
-        run: config.name.clone(),
-        generation: assignment.generation,
-        writer: "fake".into(),
-        nonce: storage::fresh_nonce().expect("random numbers"),
-        parent: None,
-        created: 0,
-        program: "fake".into(),
-        world: u32::try_from(assignment.peers.len()).expect("a small world"),
-        config: config.clone(),
-        cursor: TrainerCursor { images, ..TrainerCursor::default() },
-        dataset: Dataset { fingerprint: FINGERPRINT.into(), images: 3 },
-        environment: Default::default(),
-        parts: Vec::new(),
-    };
-    let store = storage::Store::open(&config.checkpoint.url, &config.checkpoint.s3).expect("a store");
-    let run = store.run(&config.name).expect("a run");
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let committed = runtime.block_on(run.commit(&manifest)).expect("a commit");
-    let manifest = committed.key.to_string();
-    agent.stored(Stored { images: ImagesSeen(images), manifest, bytes: 0, stall_seconds: 0.0, seconds: 0.0 });
-}
-
-/// With a handler of its own, SIGTERM has no effect.
-fn survive_sigterm() {
-    std::thread::spawn(|| {
+/// Being told to go is passed on, or has no effect.
+fn heed_sigterm(notice: Notice, deaf: bool) {
+    std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(async {
             let kind = tokio::signal::unix::SignalKind::terminate();
             let mut signals = tokio::signal::unix::signal(kind).expect("a handler");
-            while signals.recv().await.is_some() {}
+            while signals.recv().await.is_some() {
+                if !deaf && !notice.give() {
+                    std::process::exit(Exit::Interrupted as i32);
+                }
+            }
         });
     });
 }

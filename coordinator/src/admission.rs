@@ -141,7 +141,6 @@ mod tests {
             host: "node-1".into(),
             peer_address: "[::1]:4000".into(),
             device: "cuda:0".into(),
-            generation: None,
         }
     }
 
@@ -151,7 +150,10 @@ mod tests {
         let judge = |join: rpc::Join| admit(&join, &token, "1.0.0");
         assert_eq!(judge(join()), Ok(()));
         assert_eq!(judge(rpc::Join { token: "Secret".into(), protocol: 9, ..join() }), Err(JoinError::Token));
-        assert_eq!(judge(rpc::Join { protocol: 9, ..join() }), Err(JoinError::Protocol { theirs: 9, ours: 1 }));
+        assert_eq!(
+            judge(rpc::Join { protocol: 9, ..join() }),
+            Err(JoinError::Protocol { theirs: 9, ours: rpc::PROTOCOL })
+        );
         assert!(matches!(judge(rpc::Join { build: "1.0.1".into(), ..join() }), Err(JoinError::Build { .. })));
         for (bad, field) in [
             (rpc::Join { worker_id: String::new(), ..join() }, "worker_id"),

@@ -71,6 +71,14 @@ pub enum Command {
     Stop(Target),
     /// Have a run on this machine write a checkpoint and go on
     Checkpoint(Target),
+    /// Have a run on this machine go on with another number of workers
+    Scale {
+        /// Which run
+        #[command(flatten)]
+        target: Target,
+        /// How many workers; between cluster.min_workers and cluster.max_workers
+        workers: u32,
+    },
     /// Make a grid of images from a checkpoint
     Sample {
         /// URL or path of a run, or of one manifest of it
@@ -163,7 +171,8 @@ pub async fn run(command: Command) -> Result<Exit, Failure> {
         }
         Command::Resume { url, how } => launch(Begin::Checkpoint { url }, &how.into()).await,
         Command::Status(target) => ask(&target, Question::Status(rpc::StatusQuestion {})).await,
-        Command::Stop(target) => ask(&target, Question::Stop(rpc::Stop { reason: String::new() })).await,
+        Command::Stop(target) => ask(&target, Question::Stop(rpc::Stop::default())).await,
+        Command::Scale { target, workers } => ask(&target, Question::Scale(rpc::Scale { workers })).await,
         Command::Checkpoint(target) => ask(&target, Question::Checkpoint(rpc::Checkpoint {})).await,
         Command::Sample { url, seeds, out, s3 } => match sample::sample(&url, &seeds, &out, &s3)? {},
         Command::Plot(args) => plot::plot(&args).await.map(|()| Exit::Ok),

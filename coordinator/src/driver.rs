@@ -14,7 +14,7 @@ use crate::view::{self, Facts, Reported};
 use common::ids::{Generation, ImagesSeen};
 use common::metrics;
 use coordinator_core::{
-    Action, Assignment, Cluster, Command, Event, Outcome, Policy, Reason, SessionId, Stored, WorkerId, step,
+    Action, Assignment, Cluster, Command, Event, Outcome, Policy, Reason, SessionId, Standing, Stored, WorkerId, step,
 };
 use rpc::from_worker::Body;
 use rpc::to_worker;
@@ -24,9 +24,11 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 /// Between two looks at the clock.
-const TICK: Duration = Duration::from_millis(250);
+const TICK: Duration = Duration::from_millis(100);
 /// Last lines of each worker that are shown when it is lost.
 const TAIL: usize = 24;
+/// Lost workers whose last lines are kept.
+const TAILS: usize = 8;
 /// Longest text of a worker that is kept.
 const TEXT_MAX: usize = 4096;
 /// After the end, for the last words to workers elsewhere.
@@ -47,8 +49,8 @@ pub struct Plan {
     pub generation: Generation,
     /// Checkpoint to start from.
     pub resume: Option<Stored>,
-    /// Local workers to start.
-    pub recipes: Vec<Recipe>,
+    /// How local workers are started.
+    pub recipe: Recipe,
     /// The command with which a run that is not complete goes on.
     pub resume_with: String,
 }
@@ -70,6 +72,8 @@ pub struct Driver<'a> {
     started: Instant,
     last_beat: Instant,
     signals: u32,
+    /// Local workers started so far.
+    spawned: u32,
 }
 
 impl<'a> Driver<'a> {
@@ -92,6 +96,7 @@ impl<'a> Driver<'a> {
             started: now,
             last_beat: now,
             signals: 0,
+            spawned: 0,
         }
     }
 
@@ -106,11 +111,7 @@ impl<'a> Driver<'a> {
         mut children: mpsc::Receiver<ChildEvent>,
         signals: &mut mpsc::Receiver<()>,
     ) -> std::io::Result<Outcome> {
-        for recipe in std::mem::take(&mut self.plan.recipes) {
-            let pid = self.supervisor.spawn(&recipe)?;
-            self.tails.insert(recipe.worker.clone(), VecDeque::new());
-            self.feed(Event::Spawned { worker: recipe.worker, pid, rank_hint: recipe.rank_hint });
-        }
+        self.feed(Event::Clock);
         let mut clock = interval(TICK);
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while self.cluster.outcome().is_none() {
@@ -136,7 +137,6 @@ impl<'a> Driver<'a> {
                     peer: join.peer_address,
                     device: join.device,
                     host: join.host,
-                    generation: join.generation.map(Generation),
                 });
             }
             Input::Said { worker, session, sequence, body } => {
@@ -171,9 +171,19 @@ impl<'a> Driver<'a> {
             // the server lets none through
             Body::Join(_) => {}
             Body::Progress(progress) => {
-                let generation = Generation(progress.generation);
-                let (images, activity) = (ImagesSeen(progress.images), cut(&progress.activity, 64));
-                self.feed(Event::Progress { worker, session, generation, images, activity });
+                let standing = Standing {
+                    generation: Generation(progress.generation),
+                    ready: progress.ready,
+                    has_state: progress.has_state,
+                    trouble: cut(&progress.trouble, TEXT_MAX),
+                    leaving: progress.leaving,
+                    images: ImagesSeen(progress.images),
+                    step: progress.phase,
+                    activity: cut(&progress.activity, 64),
+                    waiting: progress.waiting,
+                    step_time: Duration::try_from_secs_f64(progress.step_seconds).unwrap_or_default(),
+                };
+                self.feed(Event::Progress { worker, session, standing });
             }
             Body::Tick(tick) => {
                 if !self.cluster.speaks_for_all(&worker, session, Generation(tick.generation)) {
@@ -233,9 +243,18 @@ impl<'a> Driver<'a> {
                 self.supervisor.forget(&worker);
                 self.records.log("c", &format!("the process of worker {worker} ended: {status}"));
                 let last_error = last_error.map(|line| cut(&line, TEXT_MAX));
-                self.feed(Event::ChildExited { worker, status, last_error });
+                self.feed(Event::ChildExited { worker: worker.clone(), status, last_error });
+                self.forget(&worker);
             }
         }
+    }
+
+    /// Of workers long gone only the last words of the latest are kept.
+    fn forget(&mut self, worker: &WorkerId) {
+        self.received.remove(worker);
+        let known: Vec<WorkerId> = self.cluster.members().map(|(id, _)| id.clone()).collect();
+        let lost: Vec<WorkerId> = self.cluster.losses().rev().take(TAILS).map(|loss| loss.worker.clone()).collect();
+        self.tails.retain(|id, _| known.contains(id) || lost.contains(id));
     }
 
     fn signal(&mut self) {
@@ -262,16 +281,45 @@ impl<'a> Driver<'a> {
     }
 
     fn feed(&mut self, event: Event) {
-        for action in step(&mut self.cluster, event, self.started.elapsed()) {
-            self.perform(action);
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            for action in step(&mut self.cluster, event, self.started.elapsed()) {
+                events.extend(self.perform(action));
+            }
         }
     }
 
-    fn perform(&mut self, action: Action) {
+    /// Starts a worker for a place on this machine.
+    fn spawn(&mut self, slot: u32) -> Event {
+        self.spawned += 1;
+        let recipe = self.plan.recipe.for_place(slot, self.spawned);
+        match self.supervisor.spawn(&recipe) {
+            Ok(pid) => {
+                self.tails.insert(recipe.worker.clone(), VecDeque::new());
+                Event::Spawned { slot, worker: recipe.worker, pid }
+            }
+            Err(error) => Event::NotSpawned { slot, error: error.to_string() },
+        }
+    }
+
+    /// Does what the core orders; what comes of it at once is an event.
+    fn perform(&mut self, action: Action) -> Option<Event> {
         match action {
-            Action::Assign { worker, session, assignment } => self.assign(&worker, session, &assignment),
-            Action::SendStop { session, reason, .. } => {
-                self.send(session, to_worker::Body::Stop(rpc::Stop { reason: reason.to_string() }));
+            Action::Spawn { slot } => return Some(self.spawn(slot)),
+            Action::Welcome { session, .. } => {
+                let config = self.plan.config.clone();
+                self.send(session, to_worker::Body::Welcome(rpc::Welcome { config }));
+            }
+            Action::Assign { worker, session, assignment } => return self.assign(&worker, session, &assignment),
+            Action::Abort { session, generation, reason, .. } => {
+                self.send(session, to_worker::Body::Abort(rpc::Abort { generation: generation.0, reason }));
+            }
+            Action::Regroup { session, generation, .. } => {
+                self.send(session, to_worker::Body::Regroup(rpc::Regroup { generation: generation.0 }));
+            }
+            Action::SendStop { session, generation, reason, .. } => {
+                let generation = generation.unwrap_or_default().0;
+                self.send(session, to_worker::Body::Stop(rpc::Stop { reason: reason.to_string(), generation }));
             }
             Action::SendCheckpoint { session, .. } => {
                 self.send(session, to_worker::Body::Checkpoint(rpc::Checkpoint {}));
@@ -290,16 +338,17 @@ impl<'a> Driver<'a> {
             // taken from the cluster by `finish`
             Action::Finish(_) => {}
         }
+        None
     }
 
-    fn assign(&mut self, worker: &WorkerId, session: SessionId, assignment: &Assignment) {
+    fn assign(&mut self, worker: &WorkerId, session: SessionId, assignment: &Assignment) -> Option<Event> {
         let secret = match self.secret {
             Some((generation, secret)) if generation == assignment.generation => secret,
             _ => match random_bytes() {
                 Ok(secret) => secret,
                 Err(error) => {
                     tracing::error!("no random numbers for the secret of {}: {error}", assignment.generation);
-                    return self.feed(Event::Operator(Command::Kill));
+                    return Some(Event::Operator(Command::Kill));
                 }
             },
         };
@@ -310,10 +359,11 @@ impl<'a> Driver<'a> {
             rank: assignment.rank.0,
             peers: assignment.peers.to_vec(),
             secret: secret.to_vec(),
-            config: self.plan.config.clone(),
-            resume: self.plan.resume.as_ref().map(|stored| stored.manifest.clone()).unwrap_or_default(),
+            resume: assignment.resume.as_ref().map(|stored| stored.manifest.clone()).unwrap_or_default(),
+            rollback: assignment.rollback,
         };
         self.send(session, to_worker::Body::Assign(assign));
+        None
     }
 
     /// Sends a message; a worker that does not read loses its stream and has to come back.
@@ -330,7 +380,7 @@ impl<'a> Driver<'a> {
 
     fn rank_of(&self, worker: &WorkerId) -> u32 {
         let member = self.cluster.members().find(|(id, _)| *id == worker).map(|(_, member)| member);
-        member.and_then(|member| member.rank.map(|rank| rank.0).or(member.rank_hint)).unwrap_or_default()
+        member.and_then(|member| member.rank.map(|rank| rank.0).or(member.slot)).unwrap_or_default()
     }
 
     async fn finish(mut self, inputs: mpsc::Receiver<Input>) -> std::io::Result<Outcome> {
@@ -347,10 +397,12 @@ impl<'a> Driver<'a> {
             sleep(LAST_WORDS).await;
         }
         self.supervisor.kill_all();
-        let last_lines = match &outcome.reason {
-            Reason::Lost { worker, .. } => self.tails.remove(worker).unwrap_or_default().into(),
-            _ => Vec::new(),
+        let worker = match &outcome.reason {
+            Reason::Lost { worker, .. } => Some(worker),
+            Reason::CrashLoop { .. } => self.cluster.losses().next_back().map(|loss| &loss.worker),
+            _ => None,
         };
+        let last_lines = worker.and_then(|worker| self.tails.remove(worker)).unwrap_or_default().into();
         let complete = matches!(outcome.reason, Reason::Complete { .. });
         let advice = (!complete && outcome.newest.is_some()).then(|| self.plan.resume_with.clone());
         self.show(News::Ended { outcome: outcome.clone(), last_lines, advice });

@@ -16,7 +16,7 @@ use crate::view::Facts;
 use crate::{machine, server, signals};
 use common::exit::Exit;
 use common::ids::ImagesSeen;
-use coordinator_core::{Outcome, Policy, Reason, WorkerId};
+use coordinator_core::{OnLoss, Outcome, Policy, Reason, WorkerId};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -34,9 +34,8 @@ const STARTUP_ELSEWHERE: Duration = Duration::from_secs(600);
 /// Environment variable with the run's join token, and the shortest that is taken from it.
 const TOKEN: &str = "GANFLEET_TOKEN";
 const TOKEN_LENGTH: usize = 32;
-/// Silence of a worker for this many patiences makes it a loss. Its peers give up after one, and a death is seen at once by
-/// the end of its process; this is for what is left, such as a frozen machine, and must not fire on a busy one.
-const SILENT_PATIENCES: u32 = 3;
+/// Most workers where the experiment does not say: each pair of ranks holds two connections.
+const WORKERS_MAX: u32 = 256;
 /// Longest time between two signs of life of the coordinator.
 const BEAT_MAX: Duration = Duration::from_secs(1);
 /// After a kill, time for the last copy of log and metrics.
@@ -174,8 +173,8 @@ async fn begin_and_drive(
     let nonce = hex(&random_bytes().map_err(no_randomness)?[..2]);
     let workers = origin::workers(&options.overrides, &origin.config);
     let local = options.local.unwrap_or(workers);
-    let recipes = recipes(worker, address, token, local, &machine::gpus(), &nonce);
-    let plan = plan(origin, options, config, workers, recipes);
+    let recipe = recipe(worker, address, token, machine::gpus(), &nonce);
+    let plan = plan(origin, options, config, (workers, local), recipe);
     let launched = News::Launched {
         run: origin.config.name.clone(),
         url: origin.run.url(),
@@ -205,7 +204,8 @@ async fn begin_and_drive(
     Ok(outcome.exit)
 }
 
-fn plan(origin: &Origin, options: &Options, config: String, workers: u32, recipes: Vec<Recipe>) -> Plan {
+fn plan(origin: &Origin, options: &Options, config: String, (workers, local): (u32, u32), recipe: Recipe) -> Plan {
+    let cluster = &origin.config.cluster;
     let total = ImagesSeen(origin.config.train.total_images());
     let patience =
         Duration::try_from_secs_f64(origin.config.cluster.patience_s).unwrap_or(PATIENCE_MAX).min(PATIENCE_MAX);
@@ -214,15 +214,23 @@ fn plan(origin: &Origin, options: &Options, config: String, workers: u32, recipe
         config,
         policy: Policy {
             workers,
+            min_workers: cluster.min_workers,
+            max_workers: if cluster.max_workers == 0 { WORKERS_MAX } else { cluster.max_workers },
+            local,
+            on_loss: match cluster.on_loss {
+                common::config::resolved::OnLoss::Shrink => OnLoss::Shrink,
+                common::config::resolved::OnLoss::Wait => OnLoss::Wait,
+            },
+            failures: cluster.failures,
             total,
-            startup: if recipes.len() < workers as usize { STARTUP_ELSEWHERE } else { STARTUP },
-            patience: patience * SILENT_PATIENCES,
+            startup: if local < workers { STARTUP_ELSEWHERE } else { STARTUP },
+            patience,
             stop: options.stop_deadline,
         },
         beat: (patience / 4).min(BEAT_MAX),
         generation: origin.generation,
         resume: origin.resume.clone(),
-        recipes,
+        recipe,
         resume_with: resume_command(origin),
     }
 }
@@ -258,28 +266,15 @@ fn no_randomness(error: std::io::Error) -> Failure {
     Failure::new(Exit::Internal, format!("no random numbers: {error}"))
 }
 
-/// One recipe for each worker; with GPUs, each gets its own, in turn if there are more workers than GPUs.
-fn recipes(worker: &Path, address: SocketAddr, token: &Token, workers: u32, gpus: &[u32], nonce: &str) -> Vec<Recipe> {
-    let recipe = |rank: u32| {
-        let id = format!("w{rank}-{nonce}");
-        let mut environment = vec![
-            (TOKEN.to_owned(), token.expose().to_owned()),
-            ("GANFLEET_RANK_HINT".to_owned(), rank.to_string()),
-            ("GANFLEET_WORKER_ID".to_owned(), id.clone()),
-        ];
-        if !gpus.is_empty() {
-            let gpu = gpus[rank as usize % gpus.len()];
-            environment.push(("CUDA_VISIBLE_DEVICES".to_owned(), gpu.to_string()));
-        }
-        Recipe {
-            worker: WorkerId(id),
-            rank_hint: rank,
-            program: worker.to_owned(),
-            arguments: vec!["join".to_owned(), address.to_string()],
-            environment,
-        }
-    };
-    (0..workers).map(recipe).collect()
+/// How workers of this run are started on this machine.
+fn recipe(worker: &Path, address: SocketAddr, token: &Token, gpus: Vec<u32>, nonce: &str) -> Recipe {
+    Recipe {
+        worker: WorkerId(format!("{nonce}-")),
+        gpus,
+        program: worker.to_owned(),
+        arguments: vec!["join".to_owned(), address.to_string()],
+        environment: vec![(TOKEN.to_owned(), token.expose().to_owned())],
+    }
 }
 
 fn same_images(origin: &Origin, prepared: &Prepared) -> Result<(), Failure> {
@@ -332,17 +327,19 @@ mod tests {
     fn every_worker_gets_its_own_name_and_gpu_and_no_secret_in_its_arguments() {
         let token = Token::from_text("secret");
         let address = "127.0.0.1:4000".parse().unwrap();
-        let recipes = recipes(Path::new("/bin/worker"), address, &token, 3, &[4, 6], "ab12");
+        let recipe = recipe(Path::new("/bin/worker"), address, &token, vec![4, 6], "ab12");
         let variable = |recipe: &Recipe, name: &str| {
             recipe.environment.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone()).unwrap()
         };
-        let gpus: Vec<_> = recipes.iter().map(|recipe| variable(recipe, "CUDA_VISIBLE_DEVICES")).collect();
-        assert_eq!(gpus, ["4", "6", "4"]);
-        for (rank, recipe) in recipes.iter().enumerate() {
+        let recipes: Vec<_> =
+            [(0, 1), (1, 2), (2, 3), (1, 4)].map(|(slot, number)| recipe.for_place(slot, number)).into();
+        let all = |name: &str| recipes.iter().map(|recipe| variable(recipe, name)).collect::<Vec<_>>();
+        assert_eq!(all("CUDA_VISIBLE_DEVICES"), ["4", "6", "4", "6"]);
+        assert_eq!(all("GANFLEET_WORKER_ID"), ["w0-ab12-1", "w1-ab12-2", "w2-ab12-3", "w1-ab12-4"]);
+        for recipe in recipes {
             assert_eq!(recipe.arguments, ["join", "127.0.0.1:4000"]);
-            assert_eq!(variable(recipe, "GANFLEET_RANK_HINT"), rank.to_string());
-            assert_eq!(variable(recipe, "GANFLEET_WORKER_ID"), format!("w{rank}-ab12"));
-            assert_eq!(variable(recipe, "GANFLEET_TOKEN"), "secret");
+            assert_eq!(variable(&recipe, "GANFLEET_WORKER_ID"), recipe.worker.to_string());
+            assert_eq!(variable(&recipe, "GANFLEET_TOKEN"), "secret");
         }
     }
 }

@@ -163,6 +163,7 @@ impl Control for Server {
             Some(Question::Status(_)) => None,
             Some(Question::Stop(_)) => Some(Command::Stop),
             Some(Question::Checkpoint(_)) => Some(Command::Checkpoint),
+            Some(Question::Scale(scale)) => Some(Command::Scale(scale.workers)),
         };
         let (reply, answer) = oneshot::channel();
         let over = || Status::unavailable("the run is over");

@@ -23,16 +23,33 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 /// How a worker is started.
 #[derive(Clone, Debug)]
 pub struct Recipe {
-    /// Name for the run.
+    /// Name for the run; of a recipe for many, what all their names have in common.
     pub worker: WorkerId,
-    /// Rank it should get.
-    pub rank_hint: u32,
+    /// GPUs of this machine.
+    pub gpus: Vec<u32>,
     /// The worker binary.
     pub program: PathBuf,
     /// Its arguments. Never a secret: they are public on a machine.
     pub arguments: Vec<String>,
     /// Its environment, on top of the coordinator's.
     pub environment: Vec<(String, String)>,
+}
+
+impl Recipe {
+    /// The recipe for the worker that is the `number`th to be started, for place `slot` on this machine. Where there are GPUs,
+    /// each place has its own, in turn if there are more places than GPUs.
+    #[must_use]
+    pub fn for_place(&self, slot: u32, number: u32) -> Self {
+        let mut recipe = self.clone();
+        recipe.worker = WorkerId(format!("w{slot}-{}{number}", self.worker));
+        recipe.environment.push(("GANFLEET_WORKER_ID".to_owned(), recipe.worker.to_string()));
+        recipe.environment.push(("GANFLEET_RANK_HINT".to_owned(), slot.to_string()));
+        if !self.gpus.is_empty() {
+            let gpu = self.gpus[slot as usize % self.gpus.len()];
+            recipe.environment.push(("CUDA_VISIBLE_DEVICES".to_owned(), gpu.to_string()));
+        }
+        recipe
+    }
 }
 
 /// What a worker process did.
@@ -221,7 +238,7 @@ mod tests {
     fn shell(script: &str) -> Recipe {
         Recipe {
             worker: WorkerId("w0".into()),
-            rank_hint: 0,
+            gpus: Vec::new(),
             program: "/bin/sh".into(),
             arguments: vec!["-c".into(), script.into()],
             environment: vec![("GREETING".into(), "hello".into())],

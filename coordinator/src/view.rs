@@ -14,10 +14,14 @@ pub struct Status {
     pub run: String,
     /// Its URL.
     pub url: String,
-    /// `gathering`, `running`, `draining`, `done`, `failed`.
+    /// `gathering`, `running`, `reconfiguring`, `draining`, `done`, `failed`.
     pub phase: String,
     /// The generation at work.
     pub generation: u64,
+    /// Its workers.
+    pub world: u32,
+    /// Workers that are wanted.
+    pub wanted: u32,
     /// Images seen.
     pub images: u64,
     /// Images at which the run is complete.
@@ -99,8 +103,8 @@ pub fn status(facts: &Facts, cluster: &Cluster, reported: &Reported) -> Status {
                 (.., Link::Down { .. }) => "disconnected",
             }
             .into(),
-            activity: member.activity.clone(),
-            images: member.images.0,
+            activity: member.standing.activity.clone(),
+            images: member.standing.images.0,
         })
         .collect();
     workers.sort_by_key(|worker| (worker.rank.unwrap_or(u32::MAX), worker.id.clone()));
@@ -109,6 +113,8 @@ pub fn status(facts: &Facts, cluster: &Cluster, reported: &Reported) -> Status {
         url: facts.url.clone(),
         phase: phase(cluster.phase()).into(),
         generation: cluster.generation().0,
+        world: cluster.world(),
+        wanted: cluster.wanted(),
         images: cluster.images().0,
         total_images: facts.total_images,
         checkpoint: cluster.newest().map(|Stored { manifest, .. }| manifest.clone()),
@@ -124,6 +130,7 @@ fn phase(phase: Phase) -> &'static str {
     match phase {
         Phase::Gathering => "gathering",
         Phase::Running => "running",
+        Phase::Reconfiguring => "reconfiguring",
         Phase::Draining => "draining",
         Phase::Done => "done",
         Phase::Failed => "failed",

@@ -114,13 +114,17 @@ impl<'a> Run<'a> {
     }
 
     fn wait_for(&mut self, event: &str) -> Value {
+        self.wait_where(event, |value| value["event"] == event)
+    }
+
+    fn wait_where(&mut self, what: &str, is_it: impl Fn(&Value) -> bool) -> Value {
         let deadline = Instant::now() + LONG;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.events.recv_timeout(left) {
                 Ok(value) => {
                     self.seen.push(value.clone());
-                    if value["event"] == event {
+                    if is_it(&value) {
                         return value;
                     }
                 }
@@ -128,7 +132,7 @@ impl<'a> Run<'a> {
                     let _ = self.child.kill();
                     let mut stderr = String::new();
                     let _ = self.child.stderr.take().unwrap().read_to_string(&mut stderr);
-                    panic!("no {event} ({error}) in {:#?}\n{stderr}", self.seen);
+                    panic!("no {what} ({error}) in {:#?}\n{stderr}", self.seen);
                 }
             }
         }
@@ -143,6 +147,18 @@ impl<'a> Run<'a> {
         assert_eq!(status["phase"], "running");
         let workers = status["workers"].as_array().unwrap();
         workers.iter().map(|worker| i32::try_from(worker["pid"].as_i64().unwrap()).unwrap()).collect()
+    }
+
+    /// Waits until the coordinator decided so.
+    fn decides(&mut self, reason: &str) -> Value {
+        let is_it = |event: &Value| event["decision"]["reason"] == reason;
+        self.wait_where(reason, is_it)["decision"].clone()
+    }
+
+    /// Waits until a generation of so many workers is formed.
+    fn forms(&mut self, world: u32) -> Value {
+        let is_it = |event: &Value| event["decision"]["reason"] == "formed" && event["decision"]["world"] == world;
+        self.wait_where(&format!("a world of {world}"), is_it)["decision"].clone()
     }
 
     fn signal(&self, signal: &str) {
@@ -300,43 +316,65 @@ fn a_worker_that_ignores_the_stop_is_killed_at_its_deadline() {
 }
 
 #[test]
-fn a_killed_worker_ends_the_run_in_5_s() {
+fn a_killed_worker_costs_one_generation_and_is_replaced() {
     let machine = Machine::new();
     let mut run = machine.launch(&[], &[]);
     let workers = run.at_work();
-    let asked = machine.ask(&["checkpoint", "toy"]);
-    assert!(asked.status.success(), "{asked:?}");
-    let stored = run.wait_for("checkpoint")["manifest"].as_str().unwrap().to_owned();
     kill("KILL", workers[1]);
+    let lost = run.decides("lost");
+    assert_eq!((&lost["rank"], &lost["cause"]["status"]["signal"]), (&1.into(), &9.into()), "{lost}");
+    run.forms(1);
+    run.forms(2);
+    let after = run.at_work();
+    assert_eq!((after.len(), after[0]), (2, workers[0]));
+    run.signal("INT");
     let end = run.end();
-    assert!(end.took < Duration::from_secs(5), "{:?}", end.took);
-    assert_eq!(end.status.code(), Some(6), "{}", end.stderr);
-    let cause = &end.ended()["outcome"]["reason"]["cause"];
-    assert_eq!((&cause["cause"], &cause["status"]["signal"]), (&"exited".into(), &9.into()));
-    assert!(end.text().contains("rank 1") && end.text().contains("memory"), "{}", end.text());
-    assert_eq!(end.ended()["resume_with"], format!("coordinator resume {}", machine.url()));
-    assert!(machine.path("runs/toy").join(stored).is_file());
-    assert_gone(&workers, Duration::ZERO);
+    assert_eq!(end.status.code(), Some(0), "{}", end.stderr);
+    assert_eq!(end.ended()["outcome"]["reason"]["reason"], "stopped");
+    assert_gone(&[workers, after].concat(), Duration::ZERO);
+    let [checkpoint] = &machine.checkpoints()[..] else { panic!("{:?}", machine.checkpoints()) };
+    assert!(checkpoint.ends_with("-000003.json"), "{checkpoint}");
 }
 
 #[test]
-fn a_frozen_worker_ends_the_run_too() {
+fn a_frozen_worker_is_replaced_too() {
     let machine = Machine::new();
     let mut run = machine.launch(&[], &[]);
     let workers = run.at_work();
     kill("STOP", workers[0]);
+    let lost = run.decides("lost");
+    assert_eq!((&lost["rank"], &lost["cause"]["cause"]), (&0.into(), &"silent".into()), "{lost}");
+    run.forms(2);
+    assert_gone(&workers[..1], Duration::from_secs(5));
+    run.signal("INT");
     let end = run.end();
-    assert_eq!(end.status.code(), Some(6), "{}", end.stderr);
-    assert_eq!(end.ended()["outcome"]["reason"]["cause"]["cause"], "silent");
-    assert!(end.text().contains("rank 0"), "{}", end.text());
-    assert_gone(&workers, Duration::ZERO);
+    assert_eq!(end.status.code(), Some(0), "{}", end.stderr);
 }
 
 #[test]
-fn how_a_worker_ends_is_told_with_its_last_words() {
+fn a_worker_that_is_told_to_go_leaves_between_two_steps() {
+    let machine = Machine::new();
+    let mut run = machine.launch(&["--set", "cluster.failures=1"], &[]);
+    let workers = run.at_work();
+    kill("TERM", workers[0]);
+    let broken = run.decides("broken");
+    assert!(broken.to_string().contains("all left it together"), "{broken}");
+    run.forms(1);
+    run.forms(2);
+    assert_gone(&workers[..1], Duration::from_secs(5));
+    run.signal("INT");
+    let end = run.end();
+    assert_eq!(end.status.code(), Some(0), "{}", end.stderr);
+}
+
+#[test]
+fn a_run_that_loses_its_workers_again_and_again_ends_with_the_last_one_s_words() {
     let end = |what: &str| {
         let machine = Machine::new();
-        machine.launch(&[], &[("FAKE_DO", what), ("FAKE_RANK", "1"), ("FAKE_AT", "40")]).end()
+        let needed = ["--set", "cluster.min_workers=2"];
+        let end = machine.launch(&needed, &[("FAKE_DO", what), ("FAKE_RANK", "1"), ("FAKE_AT", "40")]).end();
+        assert!(what == "diverge" || machine.checkpoints().len() == 1, "the state is stored: {}", end.stderr);
+        end
     };
     let panic = end("panic");
     assert_eq!(panic.status.code(), Some(6), "{}", panic.stderr);
@@ -347,6 +385,7 @@ fn how_a_worker_ends_is_told_with_its_last_words() {
     assert_eq!((crash.status.code(), crash.text().contains("SIGABRT")), (Some(6), true), "{}", crash.text());
     let vanish = end("vanish");
     assert_eq!((vanish.status.code(), vanish.text().contains("exit code 0")), (Some(6), true), "{}", vanish.text());
+    // what would happen again anywhere ends the run at once
     let diverge = end("diverge");
     assert_eq!(diverge.status.code(), Some(9), "{}", diverge.stderr);
     assert!(diverge.text().contains("the loss is not finite"), "{}", diverge.text());
@@ -402,11 +441,21 @@ fn strangers_and_other_builds_are_refused() {
     for (environment, why) in [
         (vec![("GANFLEET_TOKEN", "wrong")], "the token is wrong"),
         (vec![("GANFLEET_TOKEN", &*token), ("FAKE_DO", "alien")], "version 0.0.0-alien"),
-        (vec![("GANFLEET_TOKEN", &*token)], "the run has begun"),
     ] {
         let refused = join(&environment);
         assert_eq!(refused.status.code(), Some(8), "{refused:?}");
         assert!(text(&refused.stderr).contains(why), "{refused:?}");
+    }
+    // who is welcome but not needed waits
+    let mut spare = Command::new(fake_worker()).args(["join", address]).env("GANFLEET_TOKEN", &token).spawn().unwrap();
+    let deadline = Instant::now() + LONG;
+    loop {
+        let status = machine.ask(&["status", "toy", "--json"]);
+        let status: Value = serde_json::from_slice(&status.stdout).unwrap();
+        if status["workers"].as_array().unwrap().len() == 3 {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{status}");
     }
     // the run does not care
     assert!(workers.iter().all(|worker| is_alive(*worker)));
@@ -422,6 +471,7 @@ fn strangers_and_other_builds_are_refused() {
     let end = run.end();
     assert_eq!(end.status.code(), Some(0), "{}", end.stderr);
     assert!(!format!("{:?}{}", end.seen, end.stderr).contains(&token), "no secret in the output");
+    assert_eq!(spare.wait().unwrap().code(), Some(0));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! A worker behind a network that breaks: it comes back to its place, and nothing it reported is lost or counted twice.
 
-use agent::{Agent, JoinInfo, Stored};
+use agent::{Agent, JoinInfo, Next, Stored};
 use common::config::resolved::S3;
 use common::exit::Exit;
 use common::ids::{Generation, ImagesSeen};
@@ -10,9 +10,9 @@ use coordinator::display::{Display, Style};
 use coordinator::driver::{Driver, Plan};
 use coordinator::records::Records;
 use coordinator::server;
-use coordinator::supervisor::Supervisor;
+use coordinator::supervisor::{Recipe, Supervisor};
 use coordinator::view::Facts;
-use coordinator_core::{Outcome, Policy, Reason};
+use coordinator_core::{OnLoss, Outcome, Policy, Reason, WorkerId};
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::io::copy_bidirectional;
@@ -57,7 +57,8 @@ fn config() -> String {
 /// What the worker does, on a thread of its own.
 fn work(address: SocketAddr, breaks: &mpsc::Sender<()>) {
     let info = JoinInfo { worker_id: "far".into(), ..JoinInfo::of_this_process("1.0.0", "127.0.0.1:1", "cpu") };
-    let (agent, assignment) = Agent::connect(&address.to_string(), "secret", info, LONG).unwrap();
+    let (agent, _) = Agent::connect(&address.to_string(), "secret", info, LONG).unwrap();
+    let Next::Place(assignment) = agent.wait(false, "").unwrap() else { panic!("no place") };
     assert_eq!(assignment.generation, Generation(5));
     for number in 1..=TICKS {
         let tick = Tick { images: number * 100, ..Tick::default() };
@@ -82,11 +83,28 @@ async fn drive(records: &mut Records) -> Outcome {
     let plan = Plan {
         facts: Facts { run: "toy".into(), url: "memory://r/toy".into(), total_images: total.0 },
         config: config(),
-        policy: Policy { workers: 1, total, startup: LONG, patience: LONG, stop: LONG },
+        policy: Policy {
+            workers: 1,
+            min_workers: 1,
+            max_workers: 1,
+            local: 0,
+            on_loss: OnLoss::Shrink,
+            failures: 3,
+            total,
+            startup: LONG,
+            patience: LONG,
+            stop: LONG,
+        },
         beat: Duration::from_millis(250),
         generation: Generation(4),
         resume: None,
-        recipes: Vec::new(),
+        recipe: Recipe {
+            worker: WorkerId(String::new()),
+            gpus: Vec::new(),
+            program: "/nowhere".into(),
+            arguments: Vec::new(),
+            environment: Vec::new(),
+        },
         resume_with: String::new(),
     };
     let worker = std::thread::spawn(move || work(address, &breaks));

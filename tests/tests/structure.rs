@@ -27,7 +27,7 @@ const MAY_KNOW: [(&str, &[&str]); 12] = [
 ];
 
 /// The same for what only tests and examples of a package need.
-const TESTS_MAY_KNOW: [(&str, &[&str]); 1] = [("coordinator", &["agent"])];
+const TESTS_MAY_KNOW: [(&str, &[&str]); 1] = [("coordinator", &["agent", "collective"])];
 
 /// Who alone may know a package of somebody else's.
 const RESERVED: [(&str, &[&str]); 5] = [

@@ -7,6 +7,8 @@
 use crate::ranks::Ranks;
 use collective::{Aborter, Collective, CollectiveError, TreeSum};
 use native::{DeviceF32, HostF32};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 use tch::{Device, Tensor};
@@ -31,9 +33,11 @@ enum Order {
 pub struct Communicator {
     launcher: Launcher,
     aborter: Aborter,
+    generation: u64,
     rank: u32,
     world: u32,
     waited: Duration,
+    waiting: Arc<AtomicBool>,
 }
 
 /// Hands buffers to the communication thread, from whichever thread completes them.
@@ -82,9 +86,31 @@ impl Communicator {
     #[must_use]
     pub fn of(ranks: Ranks) -> Self {
         let (rank, world, aborter) = (ranks.mesh().rank(), ranks.mesh().world(), ranks.mesh().aborter());
+        let generation = ranks.mesh().generation();
         let (sender, receiver) = channel();
         std::thread::spawn(move || serve(ranks, &receiver));
-        Self { launcher: Launcher(sender), aborter, rank, world, waited: Duration::ZERO }
+        Self {
+            launcher: Launcher(sender),
+            aborter,
+            generation,
+            rank,
+            world,
+            waited: Duration::ZERO,
+            waiting: Arc::default(),
+        }
+    }
+
+    /// `waiting` is true from now on while [`Communicator::wait`] waits for other ranks.
+    #[must_use]
+    pub fn telling(mut self, waiting: Arc<AtomicBool>) -> Self {
+        self.waiting = waiting;
+        self
+    }
+
+    /// Number of the formation.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation
     }
 
     /// This worker's position.
@@ -121,7 +147,9 @@ impl Communicator {
         let (sender, receiver) = channel();
         self.launcher.order(Order::Report(sender));
         // the thread answers after its last operation, each of which has a deadline of its own
+        self.waiting.store(true, Ordering::Relaxed);
         let result = receiver.recv().unwrap_or(Err(CollectiveError::Aborted));
+        self.waiting.store(false, Ordering::Relaxed);
         self.waited += began.elapsed();
         result
     }

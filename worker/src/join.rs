@@ -1,7 +1,7 @@
-//! `worker join`: from an address to a trained model. Connects, gets its place, opens data and peers, restores, trains.
+//! `worker join`: from an address to a trained model. Connects, prepares, and takes part in one generation after another.
 //!
-//! The order matters: ranks meet first, so that one who is lost or cannot be reached is known at once; then each prepares its
-//! images, however long that takes, and all compare what they have before anything is trained.
+//! Whatever does not need the other ranks is done before a place is asked for, so that a newcomer costs those at work nothing
+//! but the meeting. A generation that is lost leaves this worker with its state, ready for the next one.
 
 use crate::checkpoint::{self, Checkpoints, Identity};
 use crate::communicator::Communicator;
@@ -12,27 +12,29 @@ use crate::models;
 use crate::outputs::Outputs;
 use crate::ranks::Ranks;
 use crate::run::{self, Ending, Parts};
+use crate::sync::{self, Carried};
 use crate::trainer::{StepError, Trainer};
 use crate::{alike, environment, prepare};
-use agent::{Activity, Agent, Assignment, JoinInfo, Progress};
+use agent::{Activity, Agent, Assignment, JoinInfo, Next, Notice, Progress};
 use collective::{Collective, Listener, Membership, Mesh, Solo};
-use common::checkpoint::{Dataset, ManifestKey};
+use common::checkpoint::{Dataset, ManifestKey, TrainerCursor};
 use common::config::resolved::{Backend, Determinism, Precision, RunConfig};
 use common::exit::Exit;
-use common::ids::ImagesSeen;
+use common::ids::{Generation, ImagesSeen};
 use native::cuda::Cuda;
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use storage::Store;
 use tch::{Device, Kind};
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Until the run's own patience is known.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Every rank must be there within this time once places are given.
 const CONNECT: Duration = Duration::from_secs(60);
-/// A host that has never seen the training images may need this long to prepare them, while the others wait.
-const PREPARE: Duration = Duration::from_secs(6 * 3600);
 /// A collective in which nothing moves for so long is given up. A lost rank is noticed at once, by its connections; a hung
 /// one by its coordinator, sooner.
 const COLLECTIVE: Duration = Duration::from_secs(600);
@@ -43,7 +45,7 @@ const COLLECTIVE: Duration = Duration::from_secs(600);
 /// [`Failure`]; where a session exists the coordinator was told.
 pub fn join(address: &str, token: &str, listen: Option<IpAddr>, cuda: &Cuda) -> Result<Exit, Failure> {
     let ip = listen.map_or_else(|| address_towards(address), Ok)?;
-    let mut listener = Listener::bind(SocketAddr::new(ip, 0))?;
+    let listener = Listener::bind(SocketAddr::new(ip, 0))?;
     let device = device(cuda);
     let name = match device {
         Device::Cuda(i) => format!("cuda:{i}"),
@@ -51,14 +53,11 @@ pub fn join(address: &str, token: &str, listen: Option<IpAddr>, cuda: &Cuda) -> 
     };
     let info = JoinInfo::of_this_process(env!("CARGO_PKG_VERSION"), &listener.address().to_string(), &name);
     let writer = info.worker_id.clone();
-    let (agent, assignment) = Agent::connect(address, token, info, PATIENCE)?;
-    match work(&agent, &assignment, &mut listener, writer, device) {
-        Ok(ending) => {
-            let (exit, message) = match ending {
-                Ending::Complete => (Exit::Ok, "complete".to_owned()),
-                Ending::Stopped => (Exit::Ok, format!("stopped: {}", agent.stop_reason())),
-                Ending::Orphaned => (Exit::Orphaned, "the coordinator vanished; the state is stored".to_owned()),
-            };
+    let (agent, config) = Agent::connect(address, token, info, PATIENCE)?;
+    heed_notice(agent.notice())?;
+    let ended = Worker::prepare(&agent, config, listener, writer, device).and_then(|worker| worker.serve(&agent));
+    match ended {
+        Ok((exit, message)) => {
             agent.leave(exit, &message);
             Ok(exit)
         }
@@ -69,72 +68,236 @@ pub fn join(address: &str, token: &str, listen: Option<IpAddr>, cuda: &Cuda) -> 
     }
 }
 
-fn work(
-    agent: &Agent,
-    assignment: &Assignment,
-    listener: &mut Listener,
-    writer: String,
+/// A worker that is prepared: what it keeps from one generation to the next.
+struct Worker {
+    config: RunConfig,
+    listener: Listener,
     device: Device,
-) -> Result<Ending, Failure> {
-    let config = &assignment.config;
-    supported(config, device)?;
-    let rank = assignment.rank.0;
-    let peers = addresses(&assignment.peers)?;
-    let threads = environment::threads(config, &peers, rank);
-    tch::set_num_threads(threads as i32);
-    native::allow_tf32(config.train.precision == Precision::Tf32).map_err(StepError::from)?;
-    let doing = |activity| agent.progress(Progress { activity, ..Progress::default() });
+    runtime: Arc<Runtime>,
+    run: storage::Run,
+    pyramid: Arc<data::Pyramid>,
+    dataset: Dataset,
+    input: Input,
+    trainer: Trainer,
+    /// The trainer is as it was built.
+    fresh: bool,
+    checkpoints: Checkpoints,
+    /// What belongs to the state that the trainer holds, if it holds one.
+    carried: Option<Carried>,
+}
 
-    let mut ranks = connect(config, assignment, listener, peers, device)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let runtime = Arc::new(runtime.map_err(|error| Failure::Io { doing: "start a runtime".to_owned(), error })?);
-    let store = {
-        let _inside = runtime.enter();
-        Store::open(&config.checkpoint.url, &config.checkpoint.s3)?
-    };
-    let run = store.run(&config.name)?;
-    runtime.block_on(alike::same_store(&run, config))?;
+impl Worker {
+    fn prepare(
+        agent: &Agent,
+        config: RunConfig,
+        listener: Listener,
+        writer: String,
+        device: Device,
+    ) -> Result<Self, Failure> {
+        supported(&config, device)?;
+        native::allow_tf32(config.train.precision == Precision::Tf32).map_err(StepError::from)?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        let runtime = Arc::new(runtime.map_err(|error| Failure::Io { doing: "start a runtime".to_owned(), error })?);
+        let store = {
+            let _inside = runtime.enter();
+            Store::open(&config.checkpoint.url, &config.checkpoint.s3)?
+        };
+        let run = store.run(&config.name)?;
+        runtime.block_on(alike::same_store(&run, &config))?;
+        agent.progress(Progress { activity: Activity::Data, ..Progress::default() });
+        let pyramid = Arc::new(prepare::pyramid(&config, &|_| ())?.pyramid);
+        let dataset = Dataset { fingerprint: pyramid.fingerprint().to_owned(), images: pyramid.len() as u64 };
+        let identity =
+            Identity { generation: Generation(0), writer, dataset: dataset.clone(), environment: BTreeMap::new() };
+        Ok(Self {
+            input: Input::new(Arc::clone(&pyramid), config.seed, config.data.mirror),
+            checkpoints: Checkpoints::new(Arc::clone(&runtime), run.clone(), identity, None),
+            trainer: build(&config, device),
+            fresh: true,
+            carried: None,
+            config,
+            listener,
+            device,
+            runtime,
+            run,
+            pyramid,
+            dataset,
+        })
+    }
 
-    doing(Activity::Data);
-    let pyramid = Arc::new(prepare::pyramid(config, &|_| ())?.pyramid);
-    let environment = environment::facts(threads, device);
-    let dataset = Dataset { fingerprint: pyramid.fingerprint().to_owned(), images: pyramid.len() as u64 };
-    ranks.set_deadline(PREPARE);
-    alike::agree(&mut ranks, config, &dataset, &environment)?;
-    ranks.set_deadline(COLLECTIVE);
-    let model = models::build(config, Kind::Float, device);
-    let mut trainer = Trainer::new(config.clone(), model, Communicator::of(ranks), device);
-
-    doing(Activity::Restore);
-    let parent = match &assignment.resume {
-        None => None,
-        Some(key) => {
-            let key: ManifestKey = key.parse().map_err(|e| Failure::Usage(format!("checkpoint {key}: {e}")))?;
-            let manifest = runtime.block_on(checkpoint::restore(&run, key, &mut trainer))?;
-            if rank == 0 {
-                tell_differences(&manifest, &dataset, &environment);
+    /// Takes part in generations until there is nothing more to do; the exit code and what to say.
+    fn serve(mut self, agent: &Agent) -> Result<(Exit, String), Failure> {
+        let mut trouble = String::new();
+        loop {
+            self.doing(agent, Activity::Join);
+            match agent.wait(self.carried.is_some(), &trouble)? {
+                Next::Leave { reason } => return Ok((Exit::Ok, format!("not needed any more: {reason}"))),
+                Next::Orphaned => return self.store_alone(agent),
+                Next::Place(assignment) => match self.take_part(agent, &assignment) {
+                    Ok(Ending::Regroup) => trouble.clear(),
+                    Ok(Ending::Complete) => return Ok((Exit::Ok, "complete".to_owned())),
+                    Ok(Ending::Stopped) => return Ok((Exit::Ok, format!("stopped: {}", agent.stop_reason()))),
+                    Ok(Ending::Orphaned) => return Ok(orphaned()),
+                    Err(failure) if failure.exit() == Exit::WorkerLost && !agent.commands().dismissed => {
+                        tracing::info!("{} is over for this worker: {failure}", assignment.generation);
+                        trouble = failure.to_string();
+                    }
+                    Err(failure) => return Err(failure),
+                },
             }
-            Some(manifest)
         }
+    }
+
+    /// Says what this worker is at, and how far the state is that it holds.
+    fn doing(&self, agent: &Agent, activity: Activity) {
+        let position = self.trainer.position();
+        let (images, phase) = match self.fresh {
+            true => Default::default(),
+            false => (ImagesSeen(position.images), position.step),
+        };
+        agent.progress(Progress { images, phase, activity, step_seconds: 0.0 });
+    }
+
+    /// One generation, from the meeting of its ranks to its end. Whatever ends it, the trainer keeps its state.
+    fn take_part(&mut self, agent: &Agent, assignment: &Assignment) -> Result<Ending, Failure> {
+        let began = Instant::now();
+        let rank = assignment.rank.0;
+        let peers = addresses(&assignment.peers)?;
+        let threads = environment::threads(&self.config, &peers, rank);
+        tch::set_num_threads(threads as i32);
+        let environment = environment::facts(threads, self.device);
+        self.doing(agent, Activity::Form);
+        let mut ranks = self.connect(agent, assignment, peers)?;
+        ranks.set_deadline(COLLECTIVE);
+        alike::agree(&mut ranks, &self.config, &self.dataset, &environment)?;
+        self.doing(agent, Activity::Restore);
+        let carried = match assignment.rollback {
+            true => None,
+            false => {
+                let mine = self.carried.take();
+                let agreed = sync::agree(&mut ranks, &mut self.trainer, mine.as_ref());
+                // a rank that was not being filled still has what it had
+                self.carried = mine.filter(|_| self.trainer.version().is_some());
+                agreed?
+            }
+        };
+        let carried = match carried {
+            Some(carried) => carried,
+            None => self.begin(assignment, &environment)?,
+        };
+        self.fresh = false;
+        self.trainer.turn_to(Communicator::of(ranks).telling(agent.waiting()));
+        self.checkpoints.turn_to(assignment.generation, carried.parent.clone());
+        self.checkpoints.set_environment(environment);
+        tracing::info!(
+            "generation {}, rank {rank} of {}: {} images, {threads} threads, from {}, formed in {:.0} ms",
+            assignment.generation,
+            assignment.peers.len(),
+            self.pyramid.len(),
+            ImagesSeen(self.trainer.position().images),
+            began.elapsed().as_secs_f64() * 1e3,
+        );
+        let mut parts = Parts {
+            agent,
+            input: &mut self.input,
+            checkpoints: &mut self.checkpoints,
+            outputs: Outputs::new(Arc::clone(&self.runtime), self.run.clone(), rank == 0),
+            pyramid: Arc::clone(&self.pyramid),
+        };
+        let (ending, carried) = run::train(&mut self.trainer, &mut parts, Some(carried));
+        self.carried = Some(carried);
+        ending
+    }
+
+    /// The state that nobody holds: from a checkpoint, or the beginning.
+    fn begin(&mut self, assignment: &Assignment, environment: &BTreeMap<String, String>) -> Result<Carried, Failure> {
+        self.carried = None;
+        self.trainer.set_line(None);
+        let carried = match &assignment.resume {
+            None => {
+                if !self.fresh {
+                    self.trainer = build(&self.config, self.device);
+                }
+                Carried { cursor: TrainerCursor::default(), done: 0, parent: None }
+            }
+            Some(key) => {
+                self.fresh = false;
+                let key: ManifestKey = key.parse().map_err(|e| Failure::Usage(format!("checkpoint {key}: {e}")))?;
+                let manifest = self.runtime.block_on(checkpoint::restore(&self.run, key, &mut self.trainer))?;
+                if assignment.rank.0 == 0 {
+                    tell_differences(&manifest, &self.dataset, environment);
+                }
+                let done = manifest.cursor.cycle_images;
+                Carried { cursor: manifest.cursor.clone(), done, parent: Some(manifest) }
+            }
+        };
+        self.trainer.set_line(Some(assignment.generation));
+        Ok(carried)
+    }
+
+    fn connect(&mut self, agent: &Agent, assignment: &Assignment, peers: Vec<SocketAddr>) -> Result<Ranks, Failure> {
+        let (generation, backend) = (assignment.generation.0, self.config.cluster.backend);
+        let mut mesh: Box<dyn Collective> = if peers.len() == 1 {
+            let solo = Solo::new(generation);
+            let aborter = solo.aborter();
+            agent.on_abort(move || aborter.abort());
+            Box::new(solo)
+        } else if backend == Backend::Solo {
+            let message = format!("cluster.backend = \"solo\" is for one worker, not {}", peers.len());
+            return Err(Failure::Unsupported(message));
+        } else {
+            let membership = Membership { generation, rank: assignment.rank.0, peers, secret: assignment.secret };
+            let mesh = Mesh::new(membership)?;
+            let aborter = mesh.aborter();
+            agent.on_abort(move || aborter.abort());
+            Box::new(mesh.form(&mut self.listener, CONNECT)?)
+        };
+        mesh.set_deadline(CONNECT);
+        gpus::meet(mesh, self.device, &environment::library_folders(), CONNECT)
+    }
+
+    /// Nobody is there to form another generation: what this worker holds is stored, as a world of its own.
+    fn store_alone(mut self, agent: &Agent) -> Result<(Exit, String), Failure> {
+        let Some(carried) = self.carried.take() else { return Ok(orphaned()) };
+        self.doing(agent, Activity::Checkpoint);
+        let generation = Generation(self.checkpoints.generation().0 + 1);
+        self.trainer.turn_to(Communicator::new(Box::new(Solo::new(generation.0))));
+        self.checkpoints.turn_to(generation, carried.parent);
+        self.checkpoints.finish(&mut self.trainer, carried.cursor)?;
+        Ok(orphaned())
+    }
+}
+
+/// SIGTERM is what clusters send before they take a machine away: the others are told, and go on without this worker.
+fn heed_notice(notice: Notice) -> Result<(), Failure> {
+    let failed = |error| Failure::Io { doing: "listen for SIGTERM".to_owned(), error };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+    let mut signals = {
+        let _inside = runtime.enter();
+        signal(SignalKind::terminate()).map_err(failed)?
     };
-    tracing::info!(
-        "generation {}, rank {rank} of {}: {} images, {threads} threads, from {}",
-        assignment.generation,
-        assignment.peers.len(),
-        pyramid.len(),
-        ImagesSeen(trainer.position().images),
-    );
-    let outputs = Outputs::new(Arc::clone(&runtime), run.clone(), rank == 0);
-    let identity = Identity { generation: assignment.generation, writer, dataset, environment };
-    let cursor = parent.as_ref().map(|m| m.cursor.clone());
-    let mut parts = Parts {
-        agent,
-        input: Input::new(Arc::clone(&pyramid), config.seed, config.data.mirror),
-        checkpoints: Checkpoints::new(runtime, run, identity, parent),
-        outputs,
-        pyramid,
+    let listen = move || {
+        runtime.block_on(async {
+            while signals.recv().await.is_some() {
+                if !notice.give() {
+                    tracing::info!("told to go before this worker was prepared");
+                    std::process::exit(Exit::Interrupted as i32);
+                }
+                tracing::info!("told to go: leaving as soon as the others can do without this worker");
+            }
+        });
     };
-    run::train(&mut trainer, &mut parts, cursor)
+    std::thread::Builder::new().name("notice".into()).spawn(listen).map_err(failed)?;
+    Ok(())
+}
+
+fn orphaned() -> (Exit, String) {
+    (Exit::Orphaned, "the coordinator vanished; the state is stored".to_owned())
+}
+
+fn build(config: &RunConfig, device: Device) -> Trainer {
+    let model = models::build(config, Kind::Float, device);
+    Trainer::new(config.clone(), model, Communicator::new(Box::new(Solo::new(0))), device)
 }
 
 /// What this build and machine cannot do is said before anybody waits.
@@ -158,26 +321,6 @@ fn supported(config: &RunConfig, device: Device) -> Result<(), Failure> {
         )),
         _ => Ok(()),
     }
-}
-
-fn connect(
-    config: &RunConfig,
-    assignment: &Assignment,
-    listener: &mut Listener,
-    peers: Vec<SocketAddr>,
-    device: Device,
-) -> Result<Ranks, Failure> {
-    let generation = assignment.generation.0;
-    let mut mesh: Box<dyn Collective> = if peers.len() == 1 {
-        Box::new(Solo::new(generation))
-    } else if config.cluster.backend == Backend::Solo {
-        return Err(Failure::Unsupported(format!("cluster.backend = \"solo\" is for one worker, not {}", peers.len())));
-    } else {
-        let membership = Membership { generation, rank: assignment.rank.0, peers, secret: assignment.secret };
-        Box::new(Mesh::connect(listener, membership, CONNECT)?)
-    };
-    mesh.set_deadline(CONNECT);
-    gpus::meet(mesh, device, &environment::library_folders(), CONNECT)
 }
 
 /// The device of this process: its first visible GPU, else the CPU.

@@ -21,4 +21,5 @@ pub mod prepare;
 pub mod ranks;
 pub mod run;
 pub mod sample;
+pub mod sync;
 pub mod trainer;

@@ -10,6 +10,7 @@ use crate::failure::Failure;
 use crate::generate;
 use crate::input::Input;
 use crate::outputs::Outputs;
+use crate::sync::Carried;
 use crate::trainer::{Flags, Trainer};
 use agent::{Activity, Agent, Commands, Progress, Stored};
 use common::checkpoint::TrainerCursor;
@@ -22,7 +23,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How a run ended in good order. The state is stored in each case.
+/// How a generation ended in good order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
     /// All images of the schedule were shown.
@@ -31,6 +32,8 @@ pub enum Ending {
     Stopped,
     /// The coordinator was away for too long.
     Orphaned,
+    /// The ranks leave their generation together, for another one. Nothing is stored: the state stays in memory.
+    Regroup,
 }
 
 /// What training needs besides the trainer.
@@ -38,21 +41,28 @@ pub struct Parts<'a> {
     /// The session with the coordinator.
     pub agent: &'a Agent,
     /// Images, ahead of time.
-    pub input: Input,
+    pub input: &'a mut Input,
     /// Checkpoints.
-    pub checkpoints: Checkpoints,
+    pub checkpoints: &'a mut Checkpoints,
     /// Grids.
     pub outputs: Outputs,
     /// The training images.
     pub pyramid: Arc<Pyramid>,
 }
 
-/// Trains until the schedule is complete or everybody agreed to stop, and stores the last state.
+/// Trains until the schedule is complete or everybody agreed to stop, and stores the last state. Also says where it stands,
+/// however it ended: that is what the next generation goes on from.
 ///
-/// # Errors
-/// When a rank is lost, or data or store fail beyond what a run can bear.
-pub fn train(trainer: &mut Trainer, parts: &mut Parts<'_>, from: Option<TrainerCursor>) -> Result<Ending, Failure> {
-    Training::new(trainer, parts, from).run()
+/// The ending is an error when a rank is lost, or data or store fail beyond what a run can bear.
+pub fn train(
+    trainer: &mut Trainer,
+    parts: &mut Parts<'_>,
+    from: Option<Carried>,
+) -> (Result<Ending, Failure>, Carried) {
+    let mut training = Training::new(trainer, parts, from);
+    let ending = training.run();
+    let (cursor, done) = (training.cursor(), training.cycle_began);
+    (ending, Carried { cursor, done, parent: training.parts.checkpoints.parent().cloned() })
 }
 
 struct Training<'t, 'a> {
@@ -108,8 +118,8 @@ fn images_of(kimg: f64) -> u64 {
 }
 
 impl<'t, 'a> Training<'t, 'a> {
-    fn new(trainer: &'t mut Trainer, parts: &'t mut Parts<'a>, from: Option<TrainerCursor>) -> Self {
-        let from = from.unwrap_or_default();
+    fn new(trainer: &'t mut Trainer, parts: &'t mut Parts<'a>, from: Option<Carried>) -> Self {
+        let (from, done) = from.map(|carried| (carried.cursor, carried.done)).unwrap_or_default();
         Self {
             tick: TickState::new(from.tick_start_images, from.images, from.skipped_updates),
             seconds_before: from.seconds,
@@ -118,17 +128,21 @@ impl<'t, 'a> Training<'t, 'a> {
             wish: false,
             committed: false,
             began: Instant::now(),
-            cycle_began: from.cycle_images,
+            cycle_began: done,
             trainer,
             parts,
         }
     }
 
-    fn run(mut self) -> Result<Ending, Failure> {
+    fn run(&mut self) -> Result<Ending, Failure> {
         if self.images() == 0 {
             self.reals();
             self.fakes()?;
             self.evaluate_untrained()?;
+        }
+        // the last generation may have broken before it did what was due
+        if self.trainer.position().begins_cycle() && self.images() > self.cycle_began {
+            self.between_cycles()?;
         }
         let ending = loop {
             if self.trainer.position().begins_cycle() && self.images() >= self.trainer.config().train.total_images() {
@@ -138,6 +152,9 @@ impl<'t, 'a> Training<'t, 'a> {
                 break ending;
             }
         };
+        if ending == Ending::Regroup {
+            return Ok(ending);
+        }
         if ending == Ending::Complete {
             self.fakes()?;
             let level = self.trainer.stage().level;
@@ -176,6 +193,7 @@ impl<'t, 'a> Training<'t, 'a> {
         Ok(match agreed {
             Flags { stop, .. } if stop > 0.0 => Some(Ending::Stopped),
             Flags { orphaned, .. } if orphaned > 0.0 => Some(Ending::Orphaned),
+            Flags { regroup, .. } if regroup > 0.0 => Some(Ending::Regroup),
             _ => None,
         })
     }
@@ -190,6 +208,7 @@ impl<'t, 'a> Training<'t, 'a> {
             checkpoint: set(wish),
             stored: set(self.parts.checkpoints.stored()),
             committed: set(std::mem::take(&mut self.committed)),
+            regroup: set(commands.regroup),
         }
     }
 

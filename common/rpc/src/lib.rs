@@ -4,4 +4,4 @@
 tonic::include_proto!("ganfleet.v1");
 
 /// Version of the protocol that this build speaks, sent in `Join.protocol`.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;

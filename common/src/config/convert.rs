@@ -12,7 +12,7 @@ use super::raw::{
 };
 use super::resolve::covers;
 use super::resolved::{
-    Adam, Backend, Checkpoint, Cluster, Data, Determinism, Ema, Grid, Metrics, Model, Precision, RunConfig, S3,
+    Adam, Backend, Checkpoint, Cluster, Data, Determinism, Ema, Grid, Metrics, Model, OnLoss, Precision, RunConfig, S3,
     Samples, Train,
 };
 use super::{duration, paths};
@@ -145,6 +145,10 @@ impl Check<'_> {
         Cluster {
             backend: self.need("cluster.backend", raw.backend, Backend::Auto),
             workers: self.count("cluster.workers", raw.workers),
+            min_workers: self.need("cluster.min_workers", raw.min_workers, 1),
+            max_workers: self.count("cluster.max_workers", raw.max_workers),
+            on_loss: self.need("cluster.on_loss", raw.on_loss, OnLoss::Shrink),
+            failures: self.need("cluster.failures", raw.failures, 3),
             patience_s: self.duration("cluster.patience", raw.patience, 0.1..=3600.0),
             orphan_patience_s: self.duration("cluster.orphan_patience", raw.orphan_patience, 0.1..=30.0 * 86400.0),
         }

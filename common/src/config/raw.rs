@@ -4,7 +4,7 @@
 //! single values and the defaults' completeness test all derive from it. What needs more than one value to judge is in
 //! [`super::resolve`]; nothing here is checked against anything else.
 
-use super::resolved::{Backend, Determinism, Grid, Precision};
+use super::resolved::{Backend, Determinism, Grid, OnLoss, Precision};
 use crate::families::progan::{GpNorm, Upscale};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
@@ -197,6 +197,16 @@ pub struct RawCluster {
     pub backend: Option<Backend>,
     /// Workers of the run; `auto` is every GPU, else one per CPU core.
     pub workers: Option<CountOrAuto>,
+    /// With fewer workers than this the run waits.
+    #[schemars(range(min = 1, max = 4096))]
+    pub min_workers: Option<u32>,
+    /// More workers than this are never taken in; `auto` is 256.
+    pub max_workers: Option<CountOrAuto>,
+    /// What to do while fewer workers are there than are wanted.
+    pub on_loss: Option<OnLoss>,
+    /// Failures in a row without progress in between, before the run goes back to a checkpoint; after as many again it ends.
+    #[schemars(range(min = 1, max = 1000))]
+    pub failures: Option<u32>,
     /// How long a peer may give no sign of life before it counts as lost: `500ms`, `2s`, `1min`.
     pub patience: Option<String>,
     /// How long workers wait for a vanished coordinator before they checkpoint and leave: `30s`, `10min`, `2h`.

@@ -102,6 +102,10 @@ impl From<&RunConfig> for RawFile {
             cluster: Some(RawCluster {
                 backend: Some(run.cluster.backend),
                 workers: Some(count(run.cluster.workers)),
+                min_workers: Some(run.cluster.min_workers),
+                max_workers: Some(count(run.cluster.max_workers)),
+                on_loss: Some(run.cluster.on_loss),
+                failures: Some(run.cluster.failures),
                 patience: Some(duration::format(run.cluster.patience_s)),
                 orphan_patience: Some(duration::format(run.cluster.orphan_patience_s)),
             }),

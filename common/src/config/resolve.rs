@@ -8,7 +8,7 @@ use super::duration;
 use super::error::{ConfigError, Origin, Problem};
 use super::layers::{Layers, Leaves, gather};
 use super::raw::{RawFile, Resolution};
-use super::resolved::{Backend, Determinism, Model, Precision, RunConfig, Train};
+use super::resolved::{Backend, Cluster, Determinism, Model, Precision, RunConfig, Train};
 use crate::families::progan::Architecture;
 use serde_json::{Map, Value as Json};
 use std::collections::BTreeMap;
@@ -91,6 +91,7 @@ impl Check<'_> {
         }
         self.size(&config.model);
         self.arithmetic(config);
+        self.worlds(config);
         self.times(config);
     }
 
@@ -189,6 +190,20 @@ impl Check<'_> {
         if config.cluster.backend == Backend::Solo && config.cluster.workers > 1 {
             let message = format!("\"solo\" is one worker, but cluster.workers is {}", config.cluster.workers);
             self.wrong("cluster.backend", message, Some("\"auto\"".to_owned()));
+        }
+    }
+
+    fn worlds(&mut self, config: &RunConfig) {
+        let Cluster { workers, min_workers, max_workers, .. } = config.cluster;
+        if !self.sound(&["cluster.workers", "cluster.min_workers", "cluster.max_workers"]) {
+            return;
+        }
+        if workers > 0 && min_workers > workers {
+            self.wrong("cluster.min_workers", format!("more than cluster.workers, which is {workers}"), None);
+        }
+        if max_workers > 0 && max_workers < workers.max(min_workers) {
+            let (key, least) = if workers > min_workers { ("workers", workers) } else { ("min_workers", min_workers) };
+            self.wrong("cluster.max_workers", format!("less than cluster.{key}, which is {least}"), None);
         }
     }
 

@@ -233,10 +233,41 @@ pub struct Cluster {
     pub backend: Backend,
     /// Workers of the run; 0 = every GPU, else one per CPU core.
     pub workers: u32,
+    /// With fewer workers than this the run waits.
+    #[serde(default = "one")]
+    pub min_workers: u32,
+    /// More workers than this are never taken in; 0 = 256.
+    #[serde(default)]
+    pub max_workers: u32,
+    /// What to do while fewer workers are there than are wanted.
+    #[serde(default)]
+    pub on_loss: OnLoss,
+    /// Failures in a row without progress in between, before the run goes back to a checkpoint; after as many again it ends.
+    #[serde(default = "three")]
+    pub failures: u32,
     /// Seconds without a sign of life after which a peer counts as lost.
     pub patience_s: f64,
     /// Seconds that workers wait for a vanished coordinator before they checkpoint and leave.
     pub orphan_patience_s: f64,
+}
+
+fn one() -> u32 {
+    1
+}
+
+fn three() -> u32 {
+    3
+}
+
+/// What to do while fewer workers are there than are wanted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OnLoss {
+    /// Go on at once with those that are there, and take others in when they come.
+    #[default]
+    Shrink,
+    /// Wait until as many are there as are wanted.
+    Wait,
 }
 
 /// Transport of the collectives.

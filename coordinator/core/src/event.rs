@@ -8,6 +8,7 @@ use common::ids::{Generation, ImagesSeen, Rank};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Name of a worker process, unique for the run; it survives a broken connection.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -80,19 +81,53 @@ pub enum Command {
     Checkpoint,
     /// End at once; nothing more is written.
     Kill,
+    /// Train with this many workers.
+    Scale(u32),
+}
+
+/// Where a worker stands, as every sign of life says anew.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// The generation it is in; with `ready` the last one it was in, 0 before its first.
+    pub generation: Generation,
+    /// It is prepared, in no generation, and waits for a place.
+    pub ready: bool,
+    /// It holds the state of the run.
+    pub has_state: bool,
+    /// With `ready`: why its last generation ended for it; empty if all left it together.
+    pub trouble: String,
+    /// It was told to go, and wants no further place.
+    pub leaving: bool,
+    /// Images seen.
+    pub images: ImagesSeen,
+    /// Index of the step within its round.
+    pub step: u32,
+    /// What it is doing.
+    pub activity: String,
+    /// It has done its part of the step and waits for others.
+    pub waiting: bool,
+    /// How long its last step took.
+    pub step_time: Duration,
 }
 
 /// One thing that happened.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
-    /// A local worker process was started.
+    /// The local worker that was ordered for a slot was started.
     Spawned {
+        /// The slot.
+        slot: u32,
         /// The name it was given.
         worker: WorkerId,
         /// Its process id.
         pid: u32,
-        /// Rank it should get if all goes as usual.
-        rank_hint: u32,
+    },
+    /// The local worker that was ordered for a slot could not be started.
+    NotSpawned {
+        /// The slot.
+        slot: u32,
+        /// Why.
+        error: String,
     },
     /// A worker opened a stream and passed admission (token, protocol, build).
     Joined {
@@ -106,8 +141,6 @@ pub enum Event {
         device: String,
         /// Machine it runs on.
         host: String,
-        /// Generation it believes to be in; `None` before its first assignment.
-        generation: Option<Generation>,
     },
     /// A sign of life.
     Progress {
@@ -115,14 +148,10 @@ pub enum Event {
         worker: WorkerId,
         /// On which stream.
         session: SessionId,
-        /// Generation it speaks of; 0 while it waits for an assignment.
-        generation: Generation,
-        /// Images seen.
-        images: ImagesSeen,
-        /// What it is doing.
-        activity: String,
+        /// Where it stands.
+        standing: Standing,
     },
-    /// A checkpoint is committed. Only rank 0's word counts.
+    /// A checkpoint is committed: a fact, in whichever generation it was written. Rank 0 says so.
     Stored {
         /// Who.
         worker: WorkerId,
@@ -133,7 +162,8 @@ pub enum Event {
         /// The checkpoint.
         stored: Stored,
     },
-    /// A worker said that it leaves, and why.
+    /// A worker said that it leaves, and why. On every stream it says where it stands before it says farewell: exit
+    /// code 0 means "finished" of one at work, and only "gone" of one that waits for a place.
     Left {
         /// Who.
         worker: WorkerId,
@@ -186,11 +216,27 @@ pub struct Assignment {
     pub rank: Rank,
     /// Peer addresses in rank order; their number is the world size.
     pub peers: Arc<[String]>,
+    /// The checkpoint to start from where no rank holds the state.
+    pub resume: Option<Stored>,
+    /// Start from `resume` whoever holds what.
+    pub rollback: bool,
 }
 
 /// One thing to do. The shell performs them in order.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
+    /// Start a local worker for a slot.
+    Spawn {
+        /// The slot.
+        slot: u32,
+    },
+    /// Tell a worker what to prepare for. May be said again while it prepares.
+    Welcome {
+        /// Whom.
+        worker: WorkerId,
+        /// On which stream.
+        session: SessionId,
+    },
     /// Give a worker its place. The same place may be sent again when the first message may have been lost.
     Assign {
         /// To whom.
@@ -206,8 +252,31 @@ pub enum Action {
         worker: WorkerId,
         /// On which stream.
         session: SessionId,
+        /// The generation that is to finish, with a checkpoint; without one, the worker is to leave as soon as it is in
+        /// none.
+        generation: Option<Generation>,
         /// Why, as the worker logs it.
         reason: Reason,
+    },
+    /// Have a worker leave its generation at once and be ready for another.
+    Abort {
+        /// Whom.
+        worker: WorkerId,
+        /// On which stream.
+        session: SessionId,
+        /// Which generation is over.
+        generation: Generation,
+        /// Why, as the worker logs it.
+        reason: String,
+    },
+    /// Ask a worker to propose to its peers that they leave their generation together, between two steps.
+    Regroup {
+        /// Whom.
+        worker: WorkerId,
+        /// On which stream.
+        session: SessionId,
+        /// Which generation.
+        generation: Generation,
     },
     /// Ask a worker to propose a checkpoint to its peers.
     SendCheckpoint {

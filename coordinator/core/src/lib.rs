@@ -1,32 +1,47 @@
 //! Membership as a pure function: [`step()`] takes a cluster, one event and the time, and returns what is to be done.
 //!
-//! Nothing here opens a socket, starts a process, draws a random number or reads a clock; the shell (crate `coordinator`)
-//! does all of that, so that every decision can be replayed, and tried against thousands of random histories in a second.
+//! Nothing here opens a socket, starts a process, draws a random number or reads a clock; the shell (crate
+//! `coordinator`) does all of that, so that every decision can be replayed, and tried against thousands of random
+//! histories in a second.
 //!
 //! ```text
-//! Gathering --all joined--> Running --all finished--> Draining --all gone--> Done
-//!     |                        |  \---operator: stop--->  |
-//!     +--missing, or one died--+-------one is lost------->+----------------> Failed
+//! Gathering --enough are ready--> Running --all finished--> Draining --all gone--> Done
+//!     |                            |   ^ \--operator: stop-->  |
+//!     |        one is lost, or all |   | the survivors         |
+//!     |        regroup             v   | are ready             |
+//!     |                        Reconfiguring <--one is lost----+
+//!     +--missing, or unusable------+------too few, or again and again-----------> Failed
 //! ```
 //!
 //! | file | holds |
 //! |---|---|
 //! | [`event`] | what can happen, what can be ordered |
 //! | [`reason`] | why: every decision carries a cause that a person can read |
-//! | [`state`] | what is known of each worker, and the policy |
+//! | [`state`] | the policy, and what is known of each worker |
+//! | [`cluster`] | what is known of the run as a whole |
 //! | [`mod@step`] | recording a fact, then judging what follows |
-//! | [`verdict`] | whose fault an end was, and the exit code it earns |
+//! | `membership` | losses, and one generation after another |
+//! | `watch` | the generation at work: what it is asked for, and whether a rank hangs |
+//! | `slots` | places on this machine, and the processes in them |
+//! | `ending` | how a run is ended, and the exit code it earns |
+//! | `verdict` | what the facts say about one worker |
 //! | [`invariants`] | what always holds, checked in debug builds and by the property tests |
 
+pub mod cluster;
+mod ending;
 pub mod event;
 pub mod invariants;
+mod membership;
 pub mod reason;
+mod slots;
 pub mod state;
 pub mod step;
 pub mod verdict;
+mod watch;
 
-pub use event::{Action, Assignment, Command, Event, ExitStatus, Force, SessionId, Stored, WorkerId};
+pub use cluster::{Cluster, PAUSE};
+pub use event::{Action, Assignment, Command, Event, ExitStatus, Force, SessionId, Standing, Stored, WorkerId};
 pub use reason::{Cause, Reason, Refusal};
-pub use state::{Cluster, Link, Member, Phase, Policy, Process};
+pub use state::{Link, Loss, Member, OnLoss, Phase, Policy, Process};
 pub use step::step;
 pub use verdict::Outcome;

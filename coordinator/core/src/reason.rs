@@ -37,6 +37,29 @@ pub enum Cause {
         /// How long.
         for_: Duration,
     },
+    /// It is alive, and the others wait for it.
+    #[error("did not go on for {:.1} s while the others waited for it ({activity})", .for_.as_secs_f64())]
+    Hung {
+        /// How long.
+        for_: Duration,
+        /// What it says it is doing.
+        activity: String,
+    },
+    /// It did not leave a generation that is over.
+    #[error("did not leave its generation within {:.1} s", .for_.as_secs_f64())]
+    Stuck {
+        /// How long.
+        for_: Duration,
+    },
+    /// It was told to go, and goes.
+    #[error("leaves on request")]
+    Released,
+    /// It could not be started.
+    #[error("could not be started: {error}")]
+    NotStarted {
+        /// The system's answer.
+        error: String,
+    },
     /// Its connection broke and it did not come back.
     #[error("lost its connection and did not come back within {:.1} s", .for_.as_secs_f64())]
     Disconnected {
@@ -53,26 +76,6 @@ fn said(last_error: Option<&str>) -> String {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize)]
 #[serde(rename_all = "snake_case", tag = "refusal")]
 pub enum Refusal {
-    /// Every place is taken.
-    #[error("all {workers} places of this run are taken; start it with --workers {} to have more", .workers + 1)]
-    Full {
-        /// Places.
-        workers: u32,
-    },
-    /// The run goes on with the workers it has.
-    #[error("the run has begun in generation {generation}, and a new worker cannot join it any more")]
-    AlreadyStarted {
-        /// The generation at work.
-        generation: Generation,
-    },
-    /// The worker speaks of a generation that is not the one at work.
-    #[error("generation {theirs} is not at work here, {ours} is")]
-    StaleGeneration {
-        /// The worker's.
-        theirs: Generation,
-        /// The cluster's.
-        ours: Generation,
-    },
     /// The worker had said farewell, or its process is known to be gone.
     #[error("worker {worker} has already left this run")]
     AlreadyLeft {
@@ -84,6 +87,14 @@ pub enum Refusal {
     Replaced {
         /// Who.
         worker: WorkerId,
+    },
+    /// The run goes on without it.
+    #[error("the run goes on without worker {worker}: it {cause}")]
+    Evicted {
+        /// Who.
+        worker: WorkerId,
+        /// Why.
+        cause: Cause,
     },
     /// The run is ending.
     #[error("the run is ending")]
@@ -102,13 +113,63 @@ pub enum Reason {
         /// Its size.
         world: u32,
     },
+    /// The generation is over; the next one follows.
+    #[error("generation {generation} is over: {why}")]
+    Broken {
+        /// Its number.
+        generation: Generation,
+        /// What ended it.
+        why: String,
+    },
+    /// All leave their generation together, for a better one.
+    #[error("{workers} workers regroup as {wanted}")]
+    Regroup {
+        /// How many there are.
+        workers: u32,
+        /// How many there could be.
+        wanted: u32,
+    },
+    /// The operator wants another number of workers.
+    #[error("{workers} worker{} wanted from now on", if *.workers == 1 { "" } else { "s" })]
+    Scaled {
+        /// How many.
+        workers: u32,
+    },
+    /// The run failed again and again without getting anywhere: it goes back to a checkpoint.
+    #[error("{failures} failures in a row at {images}: back to the newest checkpoint")]
+    Rollback {
+        /// How often.
+        failures: u32,
+        /// Where.
+        images: ImagesSeen,
+    },
+    /// The run fails again and again, also after going back, or has no checkpoint to go back to.
+    #[error("{failures} failures in a row at {images}: giving up. The last one: {last}")]
+    CrashLoop {
+        /// How often.
+        failures: u32,
+        /// Where.
+        images: ImagesSeen,
+        /// What ended the last generation.
+        last: String,
+    },
+    /// A local worker that dies whenever it is started is not started any more.
+    #[error("place {slot} is given up after {deaths} deaths in a row, the last one: {last}")]
+    SlotGivenUp {
+        /// Which.
+        slot: u32,
+        /// How many.
+        deaths: u32,
+        /// How it ended.
+        last: String,
+    },
     /// The operator asked.
     #[error("stop requested: the workers finish their step and write a checkpoint")]
     StopRequested,
     /// The operator asked while there is no state to store.
     #[error("no checkpoint: training has not begun or is ending")]
     NothingToStore,
-    /// A worker is lost, so the generation cannot go on.
+    /// A worker is lost.
     #[error("{} {cause}", name(.worker, *.rank))]
     Lost {
         /// Who.
@@ -127,7 +188,11 @@ pub enum Reason {
         waited: Duration,
     },
     /// Workers did not end in the time they were given.
-    #[error("after a stop, these did not end within {:.0} s and were killed: {}", .waited.as_secs_f64(), .workers.join(", "))]
+    #[error(
+        "after a stop, these did not end within {:.0} s and were killed: {}",
+        .waited.as_secs_f64(),
+        .workers.join(", ")
+    )]
     StopOverdue {
         /// Who.
         workers: Vec<String>,

@@ -1,23 +1,42 @@
-//! What the coordinator knows: the phase, and of each worker its connection, its process and its last words.
+//! The policy, and what is known of each worker: its connection, its process and where it stands.
 //!
 //! Facts only. What follows from them is judged in [`mod@crate::step`]; nothing here decides.
 
-use crate::event::{ExitStatus, Force, SessionId, Stored, WorkerId};
-use crate::reason::Reason;
-use crate::verdict::Outcome;
+use crate::event::{ExitStatus, SessionId, Standing, WorkerId};
+use crate::reason::Cause;
 use common::ids::{Generation, ImagesSeen, Rank};
 use serde::Serialize;
-use std::collections::BTreeMap;
 use std::time::Duration;
+
+/// What to do while fewer workers are there than are wanted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnLoss {
+    /// Go on at once with those that are there, and take others in when they come.
+    #[default]
+    Shrink,
+    /// Wait until as many are there as are wanted.
+    Wait,
+}
 
 /// How patient the cluster is, and how many it needs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Policy {
-    /// Workers that form the generation.
+    /// Workers that are wanted.
     pub workers: u32,
+    /// Fewer than this many do not train.
+    pub min_workers: u32,
+    /// More than this many never do.
+    pub max_workers: u32,
+    /// How many of the wanted ones this coordinator starts, and starts again when they die.
+    pub local: u32,
+    /// Whether too few are enough.
+    pub on_loss: OnLoss,
+    /// Failures in a row at one place, without progress in between, before the run goes back to a checkpoint; after as
+    /// many again it ends.
+    pub failures: u32,
     /// Images at which the run is complete.
     pub total: ImagesSeen,
-    /// From the start until every worker must have joined.
+    /// How long enough workers may be missing, at the start and after a loss.
     pub startup: Duration,
     /// Without a sign of life for this long, a worker is lost.
     pub patience: Duration,
@@ -26,19 +45,12 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// How long a broken connection may stay broken. Local deaths are seen at once by the process's exit; this is for
-    /// workers elsewhere, and short enough that a loss ends the run within 5 s.
+    /// How long a broken connection may stay broken while nothing else shows that the worker lives.
     #[must_use]
     pub fn reconnect(&self) -> Duration {
         self.patience.min(Duration::from_secs(2))
     }
 }
-
-/// Between the exit of a process and the judgement on it: its last messages may still be on their way.
-pub const SETTLE: Duration = Duration::from_millis(500);
-
-/// A longer gap between two events means that the coordinator itself stood still (stopped, swapped out): not the workers' fault.
-pub const PAUSE: Duration = Duration::from_secs(1);
 
 /// Where a run stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -48,11 +60,13 @@ pub enum Phase {
     Gathering,
     /// A generation is at work.
     Running,
+    /// A generation is over, its survivors keep the state, and the next one is being formed.
+    Reconfiguring,
     /// Workers were told to end; their processes are going.
     Draining,
     /// Over, as wished.
     Done,
-    /// Over, otherwise; the verdict is in [`Cluster::outcome`].
+    /// Over, otherwise; the verdict is in [`crate::Cluster::outcome`].
     Failed,
 }
 
@@ -109,13 +123,15 @@ pub struct Farewell {
     pub message: String,
 }
 
-/// What is known of one worker.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+/// What is known of one worker. It is forgotten when it is gone and cannot come back.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Member {
-    /// Rank it should get if all goes as usual.
-    pub rank_hint: Option<u32>,
-    /// Rank in the generation at work.
+    /// The place on this machine that it was started for.
+    pub slot: Option<u32>,
+    /// Rank in the generation at work, or in the one that is over.
     pub rank: Option<Rank>,
+    /// It has a rank, and has left that generation: it only waits for the next.
+    pub out: bool,
     /// Where the other ranks reach it.
     pub peer: String,
     /// `cpu`, `cuda:0`, ...
@@ -126,26 +142,51 @@ pub struct Member {
     pub link: Link,
     /// Its process.
     pub process: Process,
-    /// Images seen, as it said last.
-    pub images: ImagesSeen,
-    /// What it is doing, as it said last.
-    pub activity: String,
+    /// Where it stands, as it said last.
+    pub standing: Standing,
+    /// When it began to wait for a place.
+    pub ready_since: Duration,
+    /// Whether it said on its present stream where it stands.
+    pub(crate) heard: bool,
+    /// When it became known.
+    pub(crate) since: Duration,
+    /// When it got its first place.
+    pub(crate) placed_at: Option<Duration>,
+    /// When it was last told what to prepare for, or its place.
+    pub(crate) told: Duration,
+    /// Images at what it held when it was given its place.
+    pub(crate) origin: ImagesSeen,
+    /// When it was last asked to leave, on its present stream.
+    pub(crate) asked: Option<Duration>,
+    /// It was asked to leave while it had no place: it gets none any more.
+    pub(crate) released: bool,
+    /// It was asked to finish the generation at work: leaving is no loss.
+    pub(crate) may_finish: bool,
     /// Its farewell.
     pub farewell: Option<Farewell>,
 }
 
 impl Member {
-    pub(crate) fn new(process: Process, rank_hint: Option<u32>) -> Self {
+    pub(crate) fn new(process: Process, slot: Option<u32>, now: Duration) -> Self {
         Self {
-            rank_hint,
+            slot,
             rank: None,
+            out: false,
             peer: String::new(),
             device: String::new(),
             host: String::new(),
             link: Link::Awaited,
             process,
-            images: ImagesSeen::default(),
-            activity: String::new(),
+            standing: Standing::default(),
+            ready_since: now,
+            heard: false,
+            since: now,
+            placed_at: None,
+            told: now,
+            origin: ImagesSeen(0),
+            asked: None,
+            released: false,
+            may_finish: false,
             farewell: None,
         }
     }
@@ -169,135 +210,69 @@ impl Member {
         }
     }
 
+    /// Whether it has a place in the generation at work, or in the one that is over.
+    #[must_use]
+    pub fn is_placed(&self) -> bool {
+        self.rank.is_some()
+    }
+
     /// Whether it said that its work is done.
     #[must_use]
     pub fn has_finished(&self) -> bool {
         self.farewell.as_ref().is_some_and(|farewell| farewell.exit == 0)
     }
+
+    /// Whether it belongs to the generation at work and has not left it.
+    #[must_use]
+    pub fn is_at_work(&self) -> bool {
+        self.rank.is_some() && !self.out && self.farewell.is_none()
+    }
+
+    /// Whether it is connected and waits for a place.
+    pub(crate) fn is_free(&self) -> bool {
+        let free = (self.rank.is_none() || self.out) && !matches!(self.process, Process::Gone { .. });
+        self.session().is_some() && self.standing.ready && free
+    }
+
+    /// Whether a place could be given to it now.
+    #[must_use]
+    pub fn is_eligible(&self) -> bool {
+        self.is_free() && self.stays()
+    }
+
+    /// Whether it is at work in `generation`, as it said itself since it last joined.
+    pub(crate) fn has_entered(&self, generation: Generation) -> bool {
+        self.is_at_work() && self.heard && self.standing.generation == generation && !self.standing.ready
+    }
+
+    /// Whether it is there, or on its way, for as long as the run goes on.
+    pub(crate) fn stays(&self) -> bool {
+        self.farewell.is_none() && !self.standing.leaving && !self.released
+    }
 }
 
-/// What the workers were told to end for.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Ending {
-    /// Everybody said that the work is done; their processes are going.
-    Finished,
-    /// The operator wants an end with a checkpoint.
-    Stop,
-    /// The operator wants an end before training began.
-    Withdraw,
-    /// It cannot go on. The reason is the first sign of trouble; the verdict may find a better one.
-    Failure(Reason),
-    /// The operator wants an end at once.
-    Kill,
-}
-
-/// How far an ending has got.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Drain {
-    pub ending: Ending,
-    pub since: Duration,
-    /// When processes that would not go were first forced, and what was last done to them.
-    pub forced: Option<(Duration, Force)>,
-}
-
-/// Time as the cluster counts it: the coordinator's own pauses are left out.
+/// A place on this machine for which the coordinator starts workers.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Pulse {
-    last: Duration,
-    skipped: Duration,
+pub struct Slot {
+    /// A start was ordered, or has succeeded.
+    pub taken: bool,
+    /// Deaths in a row of workers that were hardly at work yet.
+    pub deaths: u32,
+    /// No start before this.
+    pub not_before: Duration,
+    /// No start any more.
+    pub closed: bool,
 }
 
-impl Pulse {
-    /// The time to count for `now`, which may even run backwards.
-    pub(crate) fn advance(&mut self, now: Duration) -> Duration {
-        let gap = now.saturating_sub(self.last);
-        if gap > PAUSE {
-            self.skipped += gap - PAUSE;
-        }
-        self.last = self.last.max(now);
-        self.last - self.skipped
-    }
-}
-
-/// Everything the coordinator knows of one run's workers.
-#[derive(Clone, Debug)]
-pub struct Cluster {
-    pub(crate) policy: Policy,
-    pub(crate) phase: Phase,
-    pub(crate) generation: Generation,
-    pub(crate) members: BTreeMap<WorkerId, Member>,
-    pub(crate) drain: Option<Drain>,
-    pub(crate) stop_requested: bool,
-    pub(crate) newest: Option<Stored>,
-    pub(crate) outcome: Option<Outcome>,
-    pub(crate) pulse: Pulse,
-}
-
-impl Cluster {
-    /// A run that waits for its workers. `newest` is the checkpoint it starts from, `generation` the last one that an
-    /// earlier part of the run used (0 if none): the next is larger.
-    #[must_use]
-    pub fn new(policy: Policy, generation: Generation, newest: Option<Stored>) -> Self {
-        Self {
-            policy,
-            phase: Phase::Gathering,
-            generation,
-            members: BTreeMap::new(),
-            drain: None,
-            stop_requested: false,
-            newest,
-            outcome: None,
-            pulse: Pulse::default(),
-        }
-    }
-
-    /// Where the run stands.
-    #[must_use]
-    pub fn phase(&self) -> Phase {
-        self.phase
-    }
-
-    /// Whether nothing can happen any more.
-    #[must_use]
-    pub fn is_over(&self) -> bool {
-        self.outcome.is_some()
-    }
-
-    /// The generation at work, or the last one.
-    #[must_use]
-    pub fn generation(&self) -> Generation {
-        self.generation
-    }
-
-    /// How it ended, once it did.
-    #[must_use]
-    pub fn outcome(&self) -> Option<&Outcome> {
-        self.outcome.as_ref()
-    }
-
-    /// Newest committed checkpoint.
-    #[must_use]
-    pub fn newest(&self) -> Option<&Stored> {
-        self.newest.as_ref()
-    }
-
-    /// Every worker that was ever part of the run, by name.
-    pub fn members(&self) -> impl Iterator<Item = (&WorkerId, &Member)> {
-        self.members.iter()
-    }
-
-    /// Images seen by the most advanced worker, or at the checkpoint that the run starts from.
-    #[must_use]
-    pub fn images(&self) -> ImagesSeen {
-        let stored = self.newest.as_ref().map(|stored| stored.images).unwrap_or_default();
-        self.members.values().map(|member| member.images).max().unwrap_or_default().max(stored)
-    }
-
-    /// Whether `worker` speaks on its present stream, of the generation at work, as rank 0: only then do its ticks and
-    /// checkpoints count.
-    #[must_use]
-    pub fn speaks_for_all(&self, worker: &WorkerId, session: SessionId, generation: Generation) -> bool {
-        generation == self.generation
-            && self.members.get(worker).is_some_and(|m| m.session() == Some(session) && m.rank == Some(Rank(0)))
-    }
+/// A worker that was lost.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Loss {
+    /// Who.
+    pub worker: WorkerId,
+    /// Its rank.
+    pub rank: Option<Rank>,
+    /// Why.
+    pub cause: Cause,
+    /// When.
+    pub at: Duration,
 }

@@ -1,15 +1,16 @@
-//! Whose fault an end was, and the exit code it earns.
-//!
-//! When one worker dies its peers fail within milliseconds, and their complaints often arrive first. So the causes are
-//! ranked: who crashed or named an error of its own comes before who fell silent, and both before who only lost a peer.
+//! What the facts say about one worker, and how a run ended.
 
-use crate::event::{Stored, WorkerId};
+use crate::cluster::Cluster;
+use crate::event::{ExitStatus, Stored};
 use crate::reason::{Cause, Reason};
-use crate::state::{Cluster, Ending, Link, Member, Process, SETTLE};
+use crate::state::{Link, Member, Phase, Process};
 use common::exit::Exit;
 use common::ids::ImagesSeen;
 use serde::Serialize;
 use std::time::Duration;
+
+/// Between the exit of a process that is still connected and the judgement on it: its farewell may be on its way.
+pub const SETTLE: Duration = Duration::from_millis(500);
 
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -34,155 +35,79 @@ fn as_code<S: serde::Serializer>(exit: &Exit, serializer: S) -> Result<S::Ok, S:
 pub(crate) enum Fate {
     /// At work, or on its way.
     Fine,
-    /// Its work is done.
+    /// Its work is done with the run's.
     Finished,
+    /// It has left in good order while the run goes on.
+    Left,
     /// It is lost.
-    Lost { cause: Cause, at: Duration },
+    Lost(Cause),
 }
 
 /// Judges one worker by the facts at `now`.
 pub(crate) fn fate(cluster: &Cluster, member: &Member, now: Duration) -> Fate {
     if let Some(farewell) = &member.farewell {
-        if farewell.exit == 0 {
-            return Fate::Finished;
-        }
-        let cause = Cause::Left { exit: farewell.exit, message: farewell.message.clone() };
-        return Fate::Lost { cause, at: farewell.at };
+        let ends = member.may_finish || cluster.images >= cluster.policy.total;
+        return match farewell.exit {
+            // who was out already had nothing to finish with the others
+            0 if member.is_placed() && !member.out && ends => Fate::Finished,
+            0 if !member.is_placed() || member.standing.leaving => Fate::Left,
+            0 => Fate::Lost(Cause::LeftEarly { images: cluster.images }),
+            exit => Fate::Lost(Cause::Left { exit, message: farewell.message.clone() }),
+        };
     }
     if let Process::Gone { at, status, last_error } = &member.process {
-        // until its stream has ended, its farewell may still be on the way
-        let settled = !matches!(member.link, Link::Up { .. }) || now >= *at + SETTLE;
+        // a process that a signal ended had no time for a farewell; of another one it may still be on the way
+        let settled =
+            matches!(status, ExitStatus::Signal(_)) || !matches!(member.link, Link::Up { .. }) || now >= *at + SETTLE;
         if settled {
-            let cause = Cause::Exited { status: *status, last_error: last_error.clone() };
-            return Fate::Lost { cause, at: *at };
+            return Fate::Lost(Cause::Exited { status: *status, last_error: last_error.clone() });
         }
         return Fate::Fine;
     }
-    match member.link {
-        Link::Up { seen, .. } if now > seen + cluster.policy.patience => {
-            Fate::Lost { cause: Cause::Silent { for_: now - seen }, at: seen }
+    // every step of a generation needs all its members: while it gets on, none of them is dead
+    let lives = |since: Duration| {
+        if member.is_at_work() && cluster.phase != Phase::Reconfiguring {
+            since.max(cluster.formation.progressed)
+        } else {
+            since
         }
-        Link::Down { since } if now > since + cluster.policy.reconnect() => {
-            Fate::Lost { cause: Cause::Disconnected { for_: now - since }, at: since }
+    };
+    match member.link {
+        Link::Awaited if cluster.phase != Phase::Gathering && now > member.since + cluster.policy.startup => {
+            Fate::Lost(Cause::Silent { for_: now - member.since })
+        }
+        Link::Up { seen, .. } if now > lives(seen) + cluster.policy.patience => {
+            Fate::Lost(Cause::Silent { for_: now - seen })
+        }
+        Link::Down { since } if now > lives(since) + cluster.policy.reconnect() => {
+            Fate::Lost(Cause::Disconnected { for_: now - since })
         }
         _ => Fate::Fine,
     }
 }
 
-/// How strongly a cause speaks for being the first of its kind, not a consequence of another worker's.
-fn weight(cause: &Cause) -> u8 {
-    const PEER_LOST: i64 = Exit::WorkerLost as i64;
+/// Whether the same would happen on every worker, so that trying again does not help.
+pub(crate) fn is_fatal(cause: &Cause) -> bool {
     let code = match cause {
-        Cause::Left { exit, .. } => i64::from(*exit),
-        Cause::Exited { status: crate::event::ExitStatus::Code(code), .. } => i64::from(*code),
-        Cause::Exited { .. } => return 3,
-        Cause::Silent { .. } | Cause::Disconnected { .. } => return 2,
-        Cause::LeftEarly { .. } => return 1,
-    };
-    if code == PEER_LOST { 0 } else { 3 }
-}
-
-/// The most telling loss at `now`: the weightiest cause, among equals the earliest. Ends that this side forced, at or
-/// after `forced_at`, tell nothing.
-pub(crate) fn worst(cluster: &Cluster, now: Duration, forced_at: Option<Duration>) -> Option<(Reason, u8)> {
-    let unforced = |at: Duration| forced_at.is_none_or(|forced_at| at < forced_at);
-    let lost = cluster.members.iter().filter_map(|(worker, member)| match fate(cluster, member, now) {
-        Fate::Lost { cause, at } if unforced(at) => Some((worker, member, cause, at)),
+        Cause::Left { exit, .. } => i32::try_from(*exit).ok(),
+        Cause::Exited { status: ExitStatus::Code(code), .. } => Some(*code),
         _ => None,
-    });
-    let (worker, member, cause, _) = lost.min_by_key(|(.., cause, at)| (u8::MAX - weight(cause), *at))?;
-    let weight = weight(&cause);
-    Some((Reason::Lost { worker: worker.clone(), rank: member.rank, cause }, weight))
-}
-
-/// A worker that left with success although the run was not complete and nobody had asked it to.
-fn left_early(cluster: &Cluster) -> Option<(Reason, u8)> {
-    if cluster.stop_requested {
-        return None;
-    }
-    let early = |(worker, member): (&WorkerId, &Member)| {
-        let farewell = member.farewell.as_ref()?;
-        let early = farewell.exit == 0 && member.images < cluster.policy.total;
-        early.then(|| (farewell.at, worker.clone(), member.rank, member.images))
     };
-    let (_, worker, rank, images) = cluster.members.iter().filter_map(early).min_by_key(|(at, ..)| *at)?;
-    let cause = Cause::LeftEarly { images };
-    let weight = weight(&cause);
-    Some((Reason::Lost { worker, rank, cause }, weight))
-}
-
-/// The verdict when everybody is gone, or time is over. `first` is the first sign of trouble.
-fn blame(cluster: &Cluster, first: &Reason, now: Duration, forced_at: Option<Duration>) -> Reason {
-    let Reason::Lost { cause, .. } = first else { return first.clone() };
-    let mut best = (first.clone(), weight(cause));
-    for candidate in [worst(cluster, now, forced_at), left_early(cluster)].into_iter().flatten() {
-        if candidate.1 > best.1 {
-            best = candidate;
-        }
-    }
-    best.0
-}
-
-/// The outcome of an ending.
-pub(crate) fn outcome(cluster: &Cluster, ending: &Ending, now: Duration, forced_at: Option<Duration>) -> Outcome {
-    let images = cluster.images();
-    let reason = match ending {
-        Ending::Finished | Ending::Stop if images >= cluster.policy.total => Reason::Complete { images },
-        Ending::Finished | Ending::Stop => Reason::Stopped { images },
-        Ending::Withdraw => Reason::Withdrawn,
-        Ending::Kill => Reason::Killed,
-        Ending::Failure(first) => blame(cluster, first, now, forced_at),
-    };
-    Outcome { exit: exit(&reason), reason, images, newest: cluster.newest.clone() }
+    let exit = code.and_then(Exit::from_code);
+    matches!(exit, Some(Exit::Usage | Exit::Config | Exit::Data | Exit::Storage | Exit::Diverged))
 }
 
 /// The exit code that a reason earns: a worker's own code where trying again would not help, else "worker lost".
-fn exit(reason: &Reason) -> Exit {
+pub(crate) fn exit(reason: &Reason) -> Exit {
     let code = match reason {
         Reason::Lost { cause: Cause::Left { exit, .. }, .. } => i32::try_from(*exit).ok(),
-        Reason::Lost { cause: Cause::Exited { status: crate::event::ExitStatus::Code(code), .. }, .. } => Some(*code),
-        Reason::Lost { .. } | Reason::Missing { .. } | Reason::StopOverdue { .. } => None,
+        Reason::Lost { cause: Cause::Exited { status: ExitStatus::Code(code), .. }, .. } => Some(*code),
+        Reason::Lost { .. } | Reason::Missing { .. } | Reason::StopOverdue { .. } | Reason::CrashLoop { .. } => None,
         Reason::Killed => return Exit::Interrupted,
         _ => return Exit::Ok,
     };
     match code.and_then(Exit::from_code) {
         Some(exit @ (Exit::Config | Exit::Data | Exit::Storage | Exit::Network | Exit::Diverged)) => exit,
         _ => Exit::WorkerLost,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::event::ExitStatus;
-
-    fn lost(cause: Cause) -> Reason {
-        Reason::Lost { worker: WorkerId("w".into()), rank: None, cause }
-    }
-
-    #[test]
-    fn a_worker_s_own_code_is_passed_on_only_where_a_retry_would_not_help() {
-        let left = |exit| exit_of(lost(Cause::Left { exit, message: String::new() }));
-        assert_eq!([1, 2, 3, 4, 5, 6, 7, 8, 9, 130, 77].map(left), {
-            use Exit::{Config, Data, Diverged, Network, Storage, WorkerLost as Lost};
-            [Lost, Lost, Config, Data, Storage, Lost, Lost, Network, Diverged, Lost, Lost]
-        });
-        let exited = |status| exit_of(lost(Cause::Exited { status, last_error: None }));
-        assert_eq!(exited(ExitStatus::Code(4)), Exit::Data);
-        assert_eq!(exited(ExitStatus::Code(0)), Exit::WorkerLost);
-        assert_eq!(exited(ExitStatus::Signal(4)), Exit::WorkerLost);
-        assert_eq!(exit_of(Reason::Killed), Exit::Interrupted);
-        assert_eq!(exit_of(Reason::Withdrawn), Exit::Ok);
-    }
-
-    fn exit_of(reason: Reason) -> Exit {
-        exit(&reason)
-    }
-
-    #[test]
-    fn sigkill_speaks_of_memory() {
-        let cause = Cause::Exited { status: ExitStatus::Signal(9), last_error: Some("out of luck".into()) };
-        let text = lost(cause).to_string();
-        assert!(text.contains("SIGKILL") && text.contains("memory") && text.contains("out of luck"), "{text}");
     }
 }

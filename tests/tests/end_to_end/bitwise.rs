@@ -43,7 +43,7 @@ fn a_run_stopped_in_a_fade_ends_in_the_same_bits() {
 }
 
 /// The first cycle at or after 300 images is the first that does not fade: a run of 0.3 kimg stops before it, with the
-/// optimizer not yet reset.
+/// optimizer just reset.
 #[test]
 fn a_run_stopped_at_a_knee_ends_in_the_same_bits() {
     let machine = Machine::new();
@@ -53,7 +53,7 @@ fn a_run_stopped_at_a_knee_ends_in_the_same_bits() {
     let cursor = &manifest["cursor"];
     let place = ["images", "cycle_images", "repeat", "phase"].map(|name| cursor[name].as_u64());
     assert_eq!(place, [304, 304, 0, 0].map(Some), "the next step begins a cycle");
-    assert_eq!(cursor["last_knee"], serde_json::json!([1, 2]), "the fade is not over yet");
+    assert_eq!(cursor["last_knee"], serde_json::json!([1, 1]), "the last step of the fade reset the optimizer");
     assert_eq!(resumed(&machine, &["2", "4"]), [&*finished().hash; 2]);
 }
 

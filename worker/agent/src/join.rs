@@ -41,7 +41,7 @@ impl JoinInfo {
         Self { worker_id, build, pid, host, peer_address, device }
     }
 
-    pub(crate) fn message(&self, token: &str, generation: Option<Generation>) -> rpc::Join {
+    pub(crate) fn message(&self, token: &str) -> rpc::Join {
         rpc::Join {
             protocol: rpc::PROTOCOL,
             token: token.to_owned(),
@@ -51,12 +51,11 @@ impl JoinInfo {
             host: self.host.clone(),
             peer_address: self.peer_address.clone(),
             device: self.device.clone(),
-            generation: generation.map(|generation| generation.0),
         }
     }
 }
 
-/// A worker's place in a generation, and what it is to train.
+/// A worker's place in a generation.
 #[derive(Clone, PartialEq)]
 pub struct Assignment {
     /// Which formation of the workers.
@@ -67,10 +66,10 @@ pub struct Assignment {
     pub peers: Vec<String>,
     /// Peers of this generation prove that they know it.
     pub secret: [u8; 32],
-    /// The run.
-    pub config: RunConfig,
-    /// Key of the manifest to start from; `None` = from the beginning.
+    /// Key of the manifest to start from if no rank holds the state; `None` = from the beginning.
     pub resume: Option<String>,
+    /// Start from `resume` whoever holds what.
+    pub rollback: bool,
 }
 
 impl std::fmt::Debug for Assignment {
@@ -80,7 +79,6 @@ impl std::fmt::Debug for Assignment {
             .field("generation", &self.generation)
             .field("rank", &self.rank)
             .field("peers", &self.peers)
-            .field("run", &self.config.name)
             .field("resume", &self.resume)
             .finish_non_exhaustive()
     }
@@ -100,10 +98,16 @@ impl TryFrom<rpc::Assign> for Assignment {
             rank: Rank(assign.rank),
             secret: secret.map_err(|_| wrong(format!("a secret of {} bytes, not 32", assign.secret.len())))?,
             peers: assign.peers,
-            config: serde_json::from_str(&assign.config).map_err(|e| wrong(format!("its configuration: {e}")))?,
             resume: Some(assign.resume).filter(|key| !key.is_empty()),
+            rollback: assign.rollback,
         })
     }
+}
+
+/// The run that the coordinator speaks of.
+pub(crate) fn config(welcome: &rpc::Welcome) -> Result<RunConfig, AgentError> {
+    let wrong = |error| AgentError::Assignment { why: format!("the configuration: {error}") };
+    serde_json::from_str(&welcome.config).map_err(wrong)
 }
 
 /// Longest patience that is taken at its word; more would overflow a clock.
@@ -163,6 +167,6 @@ mod tests {
         };
         assert!(why(rpc::Assign { rank: 1, ..assign.clone() }).contains("rank 1 of 1"));
         assert!(why(rpc::Assign { secret: vec![0; 31], ..assign.clone() }).contains("31 bytes"));
-        assert!(why(rpc::Assign { config: "{}".into(), ..assign }).contains("configuration"));
+        assert!(config(&rpc::Welcome { config: "{}".into() }).is_err());
     }
 }

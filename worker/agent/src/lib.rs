@@ -1,9 +1,10 @@
-//! The worker's side of its session with the coordinator: join, heartbeat, progress, commands, farewell.
+//! The worker's side of its session with the coordinator: join, places, heartbeat, progress, commands, farewell.
 //!
 //! The training thread never waits for the network. It writes its progress into atomics, reads commands from one atomic,
 //! and hands ticks to a bounded queue; a background thread with a small runtime of its own does the rest, reconnects when
-//! the stream breaks, and after `orphan_patience` without a coordinator raises [`Commands::orphaned`]. This crate knows no
-//! tensors and takes no decision about training: it only carries what was said.
+//! the stream breaks, ends a generation that is over even while training is blocked in it, and after `orphan_patience`
+//! without a coordinator raises [`Commands::orphaned`]. This crate knows no tensors and takes no decision about training: it
+//! only carries what was said.
 
 mod error;
 mod join;
@@ -15,10 +16,12 @@ pub use error::AgentError;
 pub use join::{Assignment, JoinInfo};
 pub use shared::{Activity, Commands, Progress};
 
+use common::config::resolved::RunConfig;
 use common::exit::Exit;
-use common::ids::{Generation, ImagesSeen};
+use common::ids::ImagesSeen;
 use rpc::from_worker::Body;
 use shared::Shared;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 use tokio::sync::mpsc::error::TrySendError;
@@ -47,20 +50,64 @@ pub struct Stored {
     pub seconds: f64,
 }
 
+/// What a worker that waits for it is told.
+#[derive(Debug)]
+pub(crate) enum Order {
+    /// What to prepare for: the first order of all.
+    Welcome(Box<RunConfig>),
+    Assign(Box<Assignment>),
+    Stop {
+        reason: String,
+    },
+    Orphaned,
+    Failed(AgentError),
+}
+
+/// What comes after a wait for a place.
+#[derive(Debug)]
+pub enum Next {
+    /// A place in a generation.
+    Place(Box<Assignment>),
+    /// The run ends, or goes on without this worker: leave.
+    Leave {
+        /// Why.
+        reason: String,
+    },
+    /// Nobody has given a sign of life for `orphan_patience`: store what should not be lost, and leave.
+    Orphaned,
+}
+
+/// Tells the coordinator that this worker was told to go (a signal, a preemption notice): it gets no further place, and is
+/// asked to leave as soon as the others can do without it.
+#[derive(Clone, Debug)]
+pub struct Notice(Arc<Shared>);
+
+impl Notice {
+    /// Tells it, from any thread; once is enough. Returns whether anybody would miss this worker: before it is prepared for a
+    /// place, nobody does.
+    #[must_use]
+    pub fn give(&self) -> bool {
+        let mut place = self.0.place();
+        place.leaving = true;
+        self.0.changed.notify_one();
+        place.ready || place.is_taken()
+    }
+}
+
 /// A handle on the session. Dropping it without [`Agent::leave`] looks to the coordinator like a death.
 #[derive(Debug)]
 pub struct Agent {
     shared: Arc<Shared>,
-    generation: Generation,
+    orders: mpsc::Receiver<Order>,
     outbox: Option<tokio::sync::mpsc::Sender<Body>>,
     ended: mpsc::Receiver<()>,
     patience: Duration,
 }
 
 impl Agent {
-    /// Joins the run at `address` (`HOST:PORT` or `http://HOST:PORT`) and waits until the coordinator gives this worker its
-    /// place. Waits as long as the coordinator gives signs of life; `patience` without one is an error. From the assignment
-    /// on, the run's own `cluster.patience` and `cluster.orphan_patience` hold.
+    /// Joins the run at `address` (`HOST:PORT` or `http://HOST:PORT`) and waits until the coordinator says what the run is.
+    /// `patience` without a sign of life is an error; from then on the run's own `cluster.patience` and
+    /// `cluster.orphan_patience` hold.
     ///
     /// # Errors
     /// The address is malformed, nobody answers there, the coordinator refuses, or the run is stopped before it begins.
@@ -69,17 +116,17 @@ impl Agent {
         token: &str,
         info: JoinInfo,
         patience: Duration,
-    ) -> Result<(Self, Assignment), AgentError> {
+    ) -> Result<(Self, RunConfig), AgentError> {
         let endpoint = join::endpoint(address)?;
         let shared = Arc::new(Shared::default());
         let (outbox, inbox) = tokio::sync::mpsc::channel(QUEUE);
-        let (assigned, assignment) = mpsc::channel();
+        let (order_sender, orders) = mpsc::channel();
         let (ended_sender, ended) = mpsc::channel();
         let link = link::Link::new(
             link::Terms { endpoint, token: token.to_owned(), info, patience, orphan_patience: Duration::MAX },
             shared.clone(),
             inbox,
-            assigned,
+            order_sender,
         );
         let guard = OrphanIfPanicked(shared.clone());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(AgentError::Thread)?;
@@ -92,11 +139,66 @@ impl Agent {
                 let _ = ended_sender.send(());
             })
             .map_err(AgentError::Thread)?;
-        // the link always answers, or drops its end
-        let assignment = assignment.recv().unwrap_or(Err(AgentError::Ended))?;
-        let generation = assignment.generation;
-        let patience = join::patience(&assignment.config);
-        Ok((Self { shared, generation, outbox: Some(outbox), ended, patience }, assignment))
+        loop {
+            // the link always answers, or drops its end
+            match orders.recv().unwrap_or(Order::Failed(AgentError::Ended)) {
+                Order::Welcome(config) => {
+                    let patience = join::patience(&config);
+                    return Ok((Self { shared, orders, outbox: Some(outbox), ended, patience }, *config));
+                }
+                Order::Stop { reason } => return Err(AgentError::Stopped { reason }),
+                Order::Failed(error) => return Err(error),
+                Order::Assign(_) | Order::Orphaned => {}
+            }
+        }
+    }
+
+    /// Says that this worker is prepared and in no generation, whether it holds the state, and what ended its last generation
+    /// (nothing, if all left it together); then waits for what comes next, as long as the coordinator lives.
+    ///
+    /// # Errors
+    /// The coordinator closed the session.
+    pub fn wait(&self, has_state: bool, trouble: &str) -> Result<Next, AgentError> {
+        {
+            let mut place = self.shared.place();
+            (place.ready, place.has_state, place.abort) = (true, has_state, None);
+            place.trouble = truncated(trouble, MESSAGE_BYTES_MAX / 16);
+        }
+        self.shared.changed.notify_one();
+        loop {
+            return match self.orders.recv().unwrap_or(Order::Failed(AgentError::Ended)) {
+                Order::Welcome(_) => continue,
+                Order::Assign(assignment) => Ok(Next::Place(assignment)),
+                Order::Stop { reason } => Ok(Next::Leave { reason }),
+                Order::Orphaned => Ok(Next::Orphaned),
+                Order::Failed(error) => Err(error),
+            };
+        }
+    }
+
+    /// `abort` ends the generation in which this worker has its place: it is called, from another thread, when the
+    /// coordinator says that the generation is over, and must return at once.
+    pub fn on_abort(&self, abort: impl Fn() + Send + Sync + 'static) {
+        let mut place = self.shared.place();
+        if place.aborted {
+            abort();
+        }
+        place.abort = Some(Arc::new(abort));
+        drop(place);
+        self.shared.changed.notify_one();
+    }
+
+    /// For whoever waits for the other ranks: true while this rank has done its part of the step. The coordinator learns from
+    /// it which rank hangs.
+    #[must_use]
+    pub fn waiting(&self) -> Arc<AtomicBool> {
+        Arc::clone(self.shared.waiting())
+    }
+
+    /// For whoever hears that this worker has to go.
+    #[must_use]
+    pub fn notice(&self) -> Notice {
+        Notice(Arc::clone(&self.shared))
     }
 
     /// Notes where training is; costs a few atomic writes, call it every step. The background thread sends the newest
@@ -119,13 +221,13 @@ impl Agent {
 
     /// Sends one [`common::metrics::Event`] as JSON. Rank 0 only. Kept while the coordinator is away, up to a bound.
     pub fn tick(&self, event_json: String) {
-        self.enqueue(Body::Tick(rpc::Tick { generation: self.generation.0, event: event_json }));
+        self.enqueue(Body::Tick(rpc::Tick { generation: self.shared.place().generation.0, event: event_json }));
     }
 
     /// Announces a committed checkpoint. Rank 0 only. Kept while the coordinator is away, up to a bound.
     pub fn stored(&self, stored: Stored) {
         self.enqueue(Body::Stored(rpc::Stored {
-            generation: self.generation.0,
+            generation: self.shared.place().generation.0,
             images: stored.images.0,
             manifest: stored.manifest,
             bytes: stored.bytes,

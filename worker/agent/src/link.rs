@@ -1,14 +1,16 @@
 //! The session across broken streams: reconnects with growing pauses, and decides when the worker is an orphan.
 
+use crate::Order;
 use crate::error::AgentError;
 use crate::join::{self, Assignment, JoinInfo};
 use crate::session::{self, End};
 use crate::shared::{self, Shared};
+use common::config::resolved::RunConfig;
 use common::ids::Generation;
 use rpc::from_worker::Body;
 use std::collections::VecDeque;
-use std::sync::Arc;
-use std::sync::mpsc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use tonic::transport::Endpoint;
@@ -33,9 +35,11 @@ pub(crate) struct Link {
     /// Taken from the inbox, but not yet known to have arrived: sent again on the next stream.
     pub unconfirmed: VecDeque<(u64, Body)>,
     last_sequence: u64,
-    /// The generation this worker has its place in.
-    pub generation: Option<Generation>,
-    assigned: mpsc::Sender<Result<Assignment, AgentError>>,
+    /// The coordinator has answered the join.
+    pub welcomed: bool,
+    /// The last generation in which this worker was given a place.
+    assigned: Generation,
+    orders: mpsc::Sender<Order>,
 }
 
 impl Link {
@@ -43,17 +47,34 @@ impl Link {
         terms: Terms,
         shared: Arc<Shared>,
         inbox: tokio::sync::mpsc::Receiver<Body>,
-        assigned: mpsc::Sender<Result<Assignment, AgentError>>,
+        orders: mpsc::Sender<Order>,
     ) -> Self {
-        Self { terms, shared, inbox, unconfirmed: VecDeque::new(), last_sequence: 0, generation: None, assigned }
+        let (unconfirmed, assigned) = (VecDeque::new(), Generation(0));
+        Self { terms, shared, inbox, unconfirmed, last_sequence: 0, welcomed: false, assigned, orders }
     }
 
-    pub(crate) fn accept(&mut self, assignment: Assignment) {
-        self.generation = Some(assignment.generation);
-        self.terms.patience = join::patience(&assignment.config);
-        self.terms.orphan_patience = join::orphan_patience(&assignment.config);
+    /// Hands an order to the training thread, which hears it when it next waits for one.
+    pub(crate) fn order(&self, order: Order) {
         // the training thread may be gone already: then the inbox is closed, and that ends the session
-        let _ = self.assigned.send(Ok(assignment));
+        let _gone = self.orders.send(order);
+    }
+
+    pub(crate) fn welcome(&mut self, config: RunConfig) {
+        if !self.welcomed {
+            self.welcomed = true;
+            self.terms.patience = join::patience(&config);
+            self.terms.orphan_patience = join::orphan_patience(&config);
+            self.order(Order::Welcome(Box::new(config)));
+        }
+    }
+
+    /// Takes a place in a later generation than any before; the same one may come again.
+    pub(crate) fn accept(&mut self, assignment: Assignment) {
+        if assignment.generation > self.assigned && self.shared.place().ready {
+            self.assigned = assignment.generation;
+            self.shared.take_place(assignment.generation);
+            self.order(Order::Assign(Box::new(assignment)));
+        }
     }
 
     /// Numbers a message and keeps it until the coordinator confirms it.
@@ -71,12 +92,18 @@ impl Link {
 
     pub(crate) fn progress(&self) -> rpc::Progress {
         let progress = self.shared.progress();
+        let place = self.shared.place();
         rpc::Progress {
-            generation: self.generation.unwrap_or_default().0,
+            generation: place.generation.0,
             images: progress.images.0,
             phase: progress.phase,
             activity: progress.activity.name().into(),
             step_seconds: progress.step_seconds,
+            ready: place.ready,
+            has_state: place.has_state,
+            trouble: place.trouble.clone(),
+            waiting: self.shared.waiting().load(Ordering::Relaxed),
+            leaving: place.leaving,
         }
     }
 
@@ -100,13 +127,14 @@ impl Link {
                 tracing::debug!("no connection to the coordinator: {why}");
             }
             let away = away_since.elapsed();
-            if self.generation.is_none() && away >= self.terms.patience {
+            if !self.welcomed && away >= self.terms.patience {
                 let address = self.terms.endpoint.uri().to_string();
                 return self.give_up(AgentError::Unreachable { address, waited: away, why });
             }
-            if self.generation.is_some() && away >= self.terms.orphan_patience {
+            if self.welcomed && away >= self.terms.orphan_patience {
                 tracing::warn!("no coordinator for {:.1} s: this worker is on its own", away.as_secs_f64());
-                return self.shared.raise(shared::ORPHANED);
+                self.shared.raise(shared::ORPHANED);
+                return self.order(Order::Orphaned);
             }
             // the last try comes when the patience ends, not after it
             sleep(pause.min(self.limit().saturating_sub(away))).await;
@@ -119,20 +147,18 @@ impl Link {
     }
 
     fn limit(&self) -> Duration {
-        if self.generation.is_some() { self.terms.orphan_patience } else { self.terms.patience }
+        if self.welcomed { self.terms.orphan_patience } else { self.terms.patience }
     }
 
     fn dismiss(self, message: String) {
-        if self.generation.is_some() {
-            tracing::warn!("the coordinator closed the session: {message}");
-            self.shared.raise(shared::DISMISSED);
-        } else {
-            self.give_up(AgentError::Refused { message });
-        }
+        tracing::debug!("the coordinator closed the session: {message}");
+        self.shared.raise(shared::DISMISSED);
+        let generation = self.shared.place().generation;
+        self.shared.abort(generation);
+        self.give_up(AgentError::Refused { message });
     }
 
     fn give_up(self, error: AgentError) {
-        // nobody waits only if the process is ending anyway
-        let _ = self.assigned.send(Err(error));
+        self.order(Order::Failed(error));
     }
 }

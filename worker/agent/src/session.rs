@@ -2,13 +2,16 @@
 //!
 //! Says how it ended and leaves the consequences (reconnect, orphan, leave) to [`crate::link`].
 
+use crate::Order;
 use crate::error::AgentError;
-use crate::join::Assignment;
+use crate::join::{self, Assignment};
 use crate::link::Link;
 use crate::{MESSAGE_BYTES_MAX, QUEUE, shared};
+use common::ids::Generation;
 use rpc::control_client::ControlClient;
 use rpc::from_worker::Body;
 use rpc::{FromWorker, ToWorker, to_worker};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until, timeout};
@@ -42,7 +45,7 @@ pub(crate) async fn serve(link: &mut Link) -> End {
     let patience = link.terms.patience;
     let broken = |why: String| End::Broken { why, alive: false };
     let (sender, receiver) = mpsc::channel(WINDOW);
-    let join = Body::Join(link.terms.info.message(&link.terms.token, link.generation));
+    let join = Body::Join(link.terms.info.message(&link.terms.token));
     if sender.try_send(FromWorker { body: Some(join), sequence: 0 }).is_err() {
         return broken("the stream closed before the join".into());
     }
@@ -61,18 +64,19 @@ pub(crate) async fn serve(link: &mut Link) -> End {
 }
 
 async fn converse(link: &mut Link, sender: mpsc::Sender<FromWorker>, mut incoming: Streaming<ToWorker>) -> End {
+    let shared = Arc::clone(&link.shared);
     let mut patience = link.terms.patience;
     let mut beat = heartbeat(patience);
     let mut silent_at = Instant::now() + patience;
     let mut alive = false;
     for (sequence, body) in link.unconfirmed.clone() {
-        let farewell = matches!(body, Body::Leave(_));
-        if let Err(end) = send(link, &sender, sequence, body, alive).await {
-            return end;
-        }
-        if farewell {
-            drop(sender);
-            return farewell_read(incoming, patience).await;
+        match say(link, &sender, sequence, body, alive).await {
+            Ok(false) => {}
+            Ok(true) => {
+                drop(sender);
+                return farewell_read(incoming, patience).await;
+            }
+            Err(end) => return end,
         }
     }
     loop {
@@ -100,19 +104,23 @@ async fn converse(link: &mut Link, sender: mpsc::Sender<FromWorker>, mut incomin
             }
             body = link.inbox.recv(), if link.unconfirmed.len() < QUEUE => {
                 let Some(body) = body else { return End::Left };
-                let farewell = matches!(body, Body::Leave(_));
                 let sequence = link.keep(body.clone());
-                if let Err(end) = send(link, &sender, sequence, body, alive).await {
-                    return end;
-                }
-                if farewell {
-                    drop(sender);
-                    return farewell_read(incoming, patience).await;
+                match say(link, &sender, sequence, body, alive).await {
+                    Ok(false) => {}
+                    Ok(true) => {
+                        drop(sender);
+                        return farewell_read(incoming, patience).await;
+                    }
+                    Err(end) => return end,
                 }
             },
+            () = shared.changed.notified() => {
+                if let Err(end) = stand(link, &sender, alive).await {
+                    return end;
+                }
+            }
             _ = beat.tick() => {
-                let body = Body::Progress(link.progress());
-                if let Err(end) = send(link, &sender, 0, body, alive).await {
+                if let Err(end) = stand(link, &sender, alive).await {
                     return end;
                 }
             }
@@ -124,6 +132,28 @@ fn heartbeat(patience: Duration) -> Interval {
     let mut beat = interval(PROGRESS.min(patience / 4).max(Duration::from_millis(10)));
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     beat
+}
+
+/// Says something that counts; whether it was the farewell. What a farewell means follows from where the worker stands, so
+/// that is said first.
+async fn say(
+    link: &Link,
+    sender: &mpsc::Sender<FromWorker>,
+    sequence: u64,
+    body: Body,
+    alive: bool,
+) -> Result<bool, End> {
+    let farewell = matches!(body, Body::Leave(_));
+    if farewell {
+        stand(link, sender, alive).await?;
+    }
+    send(link, sender, sequence, body, alive).await?;
+    Ok(farewell)
+}
+
+/// Says where the worker stands: also the sign of life.
+async fn stand(link: &Link, sender: &mpsc::Sender<FromWorker>, alive: bool) -> Result<(), End> {
+    send(link, sender, 0, Body::Progress(link.progress()), alive).await
 }
 
 /// Hands a message to the socket. Whether it arrives, a later beat says.
@@ -161,19 +191,24 @@ fn obey(link: &mut Link, message: ToWorker) -> Option<End> {
         to_worker::Body::Beat(beat) => link.confirm(beat.received),
         to_worker::Body::Checkpoint(_) => link.shared.raise(shared::CHECKPOINT),
         to_worker::Body::Refused(refused) => return Some(End::Refused(refused.message)),
-        to_worker::Body::Stop(stop) => match link.generation {
-            Some(_) => link.shared.stop(stop.reason),
-            None => return Some(End::Wrong(AgentError::Stopped { reason: stop.reason })),
+        // heard when this worker next waits for a place
+        to_worker::Body::Stop(stop) if stop.generation == 0 => link.order(Order::Stop { reason: stop.reason }),
+        to_worker::Body::Stop(stop) => link.shared.stop(Generation(stop.generation), stop.reason),
+        to_worker::Body::Welcome(welcome) => match join::config(&welcome) {
+            Ok(config) => link.welcome(config),
+            Err(error) => return Some(End::Wrong(error)),
         },
-        to_worker::Body::Assign(assign) => match (link.generation, Assignment::try_from(assign)) {
-            (None, Ok(assignment)) => link.accept(assignment),
-            (None, Err(error)) => return Some(End::Wrong(error)),
-            // sent again because the first may have been lost
-            (Some(ours), Ok(assignment)) if ours == assignment.generation => {}
-            (Some(ours), _) => {
-                tracing::warn!("an assignment to another generation than {ours} came and is ignored");
+        to_worker::Body::Assign(assign) => match Assignment::try_from(assign) {
+            Ok(assignment) => link.accept(assignment),
+            Err(error) => return Some(End::Wrong(error)),
+        },
+        to_worker::Body::Abort(abort) => link.shared.abort(Generation(abort.generation)),
+        to_worker::Body::Regroup(regroup) => {
+            let place = link.shared.place();
+            if place.generation == Generation(regroup.generation) && !place.ready {
+                link.shared.raise(shared::REGROUP);
             }
-        },
+        }
     }
     None
 }

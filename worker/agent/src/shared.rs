@@ -1,8 +1,9 @@
 //! What the training thread and the background thread share: latest values in atomics, no lock on the way of a step.
 
-use common::ids::ImagesSeen;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use common::ids::{Generation, ImagesSeen};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::Notify;
 
 /// What a worker is doing. Each has a time budget of its own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -21,6 +22,8 @@ pub enum Activity {
     Evaluate = 4,
     /// Waiting for a checkpoint to be stored.
     Checkpoint = 5,
+    /// Meeting the other ranks of a generation.
+    Form = 6,
 }
 
 impl Activity {
@@ -34,11 +37,12 @@ impl Activity {
             Self::Train => "train",
             Self::Evaluate => "evaluate",
             Self::Checkpoint => "checkpoint",
+            Self::Form => "form",
         }
     }
 
     fn from_u8(value: u8) -> Self {
-        [Self::Join, Self::Data, Self::Restore, Self::Train, Self::Evaluate, Self::Checkpoint]
+        [Self::Join, Self::Data, Self::Restore, Self::Train, Self::Evaluate, Self::Checkpoint, Self::Form]
             .into_iter()
             .find(|activity| *activity as u8 == value)
             .unwrap_or_default()
@@ -50,7 +54,7 @@ impl Activity {
 pub struct Progress {
     /// Images seen.
     pub images: ImagesSeen,
-    /// Index of the phase in work.
+    /// Index of the step in work within its round.
     pub phase: u32,
     /// What the worker is doing.
     pub activity: Activity,
@@ -65,6 +69,8 @@ pub struct Commands {
     pub stop: bool,
     /// Propose a checkpoint to the other ranks. Returned once per request.
     pub checkpoint_now: bool,
+    /// Propose to the other ranks to leave this generation together, for another.
+    pub regroup: bool,
     /// The coordinator has been away for `orphan_patience`: checkpoint and leave with exit code 7.
     pub orphaned: bool,
     /// The coordinator closed the session: this worker is no part of the run any more. Leave without a checkpoint.
@@ -83,6 +89,37 @@ pub(crate) const STOP: u8 = 1;
 pub(crate) const CHECKPOINT: u8 = 2;
 pub(crate) const ORPHANED: u8 = 4;
 pub(crate) const DISMISSED: u8 = 8;
+pub(crate) const REGROUP: u8 = 16;
+
+/// What ends a generation for this worker, from any thread.
+pub(crate) type Abort = Arc<dyn Fn() + Send + Sync>;
+
+/// Where a worker stands between and within generations.
+#[derive(Default)]
+pub(crate) struct Place {
+    /// The generation that it is in, or with `ready` the last one.
+    pub generation: Generation,
+    pub ready: bool,
+    pub has_state: bool,
+    pub trouble: String,
+    pub leaving: bool,
+    pub abort: Option<Abort>,
+    /// The generation was aborted, perhaps before there was anything to abort.
+    pub aborted: bool,
+}
+
+impl Place {
+    /// Whether the worker is in a generation.
+    pub fn is_taken(&self) -> bool {
+        self.generation.0 > 0 && !self.ready
+    }
+}
+
+impl std::fmt::Debug for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Place {{ {}, ready: {} }}", self.generation, self.ready)
+    }
+}
 
 /// The four fields of a [`Progress`] are written one by one: a reader may see some of one step and some of the next,
 /// which for a sign of life does not matter.
@@ -92,8 +129,12 @@ pub(crate) struct Shared {
     phase: AtomicU32,
     activity: AtomicU8,
     step_seconds: AtomicU64,
+    waiting: Arc<AtomicBool>,
     commands: AtomicU8,
     stop_reason: Mutex<String>,
+    place: Mutex<Place>,
+    /// Wakes the background thread, to say at once where the worker stands.
+    pub(crate) changed: Notify,
 }
 
 impl Shared {
@@ -113,11 +154,44 @@ impl Shared {
         }
     }
 
+    pub(crate) fn waiting(&self) -> &Arc<AtomicBool> {
+        &self.waiting
+    }
+
+    pub(crate) fn place(&self) -> MutexGuard<'_, Place> {
+        self.place.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A place was given: what was said of earlier generations holds no more.
+    pub(crate) fn take_place(&self, generation: Generation) {
+        self.commands.fetch_and(!(REGROUP | STOP), Ordering::AcqRel);
+        self.waiting.store(false, Ordering::Relaxed);
+        let mut place = self.place();
+        (place.generation, place.ready, place.aborted, place.abort) = (generation, false, false, None);
+        place.trouble.clear();
+    }
+
+    /// Ends `generation` for this worker, if it is in it.
+    pub(crate) fn abort(&self, generation: Generation) {
+        let mut place = self.place();
+        if place.generation == generation && !place.ready {
+            place.aborted = true;
+            if let Some(abort) = &place.abort {
+                abort();
+            }
+        }
+    }
+
     pub(crate) fn raise(&self, command: u8) {
         self.commands.fetch_or(command, Ordering::Release);
     }
 
-    pub(crate) fn stop(&self, reason: String) {
+    /// `generation` is to finish, if this worker is in it.
+    pub(crate) fn stop(&self, generation: Generation, reason: String) {
+        let place = self.place();
+        if place.generation != generation || place.ready {
+            return;
+        }
         *self.stop_reason.lock().unwrap_or_else(PoisonError::into_inner) = reason;
         self.raise(STOP);
     }
@@ -135,6 +209,7 @@ impl Shared {
         Commands {
             stop: raised & STOP != 0,
             checkpoint_now: raised & CHECKPOINT != 0,
+            regroup: raised & REGROUP != 0,
             orphaned: raised & ORPHANED != 0,
             dismissed: raised & DISMISSED != 0,
         }
@@ -150,7 +225,11 @@ mod tests {
         let shared = Shared::default();
         assert!(shared.take_commands().is_empty());
         shared.raise(CHECKPOINT);
-        shared.stop("enough".into());
+        shared.take_place(Generation(3));
+        shared.stop(Generation(2), "long over".into());
+        assert!(!shared.take_commands().stop);
+        shared.raise(CHECKPOINT);
+        shared.stop(Generation(3), "enough".into());
         let first = Commands { stop: true, checkpoint_now: true, ..Commands::default() };
         assert_eq!(shared.take_commands(), first);
         assert_eq!(shared.take_commands(), Commands { checkpoint_now: false, ..first });

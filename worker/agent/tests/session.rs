@@ -1,6 +1,6 @@
 //! The agent against a scripted coordinator on loopback: join, progress, commands, reconnection, orphanage, farewell.
 
-use agent::{Activity, Agent, AgentError, Commands, JoinInfo, Progress, Stored};
+use agent::{Activity, Agent, AgentError, Assignment, Commands, JoinInfo, Next, Progress, Stored};
 use common::exit::Exit;
 use common::ids::{Generation, ImagesSeen, Rank};
 use rpc::control_server::{Control, ControlServer};
@@ -96,18 +96,37 @@ fn info() -> JoinInfo {
     JoinInfo { worker_id: "w1".into(), ..JoinInfo::of_this_process("1.2.3", "127.0.0.1:4001", "cpu") }
 }
 
-fn assign(patience: Duration, orphan_patience: Duration) -> to_worker::Body {
+fn welcome(patience: Duration, orphan_patience: Duration) -> to_worker::Body {
     let mut config: serde_json::Value = serde_json::from_str(include_str!("run.json")).unwrap();
     config["cluster"]["patience_s"] = patience.as_secs_f64().into();
     config["cluster"]["orphan_patience_s"] = orphan_patience.as_secs_f64().into();
+    to_worker::Body::Welcome(rpc::Welcome { config: config.to_string() })
+}
+
+fn assign(generation: u64) -> to_worker::Body {
     to_worker::Body::Assign(rpc::Assign {
-        generation: 3,
+        generation,
         rank: 1,
         peers: vec!["127.0.0.1:4000".into(), "127.0.0.1:4001".into()],
         secret: vec![7; 32],
-        config: config.to_string(),
         resume: "manifests/000000000040-000002.json".into(),
+        rollback: false,
     })
+}
+
+/// An agent that waits on a thread of its own, and what it gets.
+fn waiting(agent: Agent, has_state: bool, trouble: &'static str) -> std::thread::JoinHandle<(Agent, Next)> {
+    std::thread::spawn(move || {
+        let next = agent.wait(has_state, trouble).unwrap();
+        (agent, next)
+    })
+}
+
+fn place(next: Next) -> Box<Assignment> {
+    match next {
+        Next::Place(assignment) => assignment,
+        other => panic!("{other:?}"),
+    }
 }
 
 /// An agent with its place, and the coordinator's end of its stream.
@@ -119,13 +138,23 @@ fn joined(patience: Duration, orphan_patience: Duration) -> (Coordinator, Stream
     let Body::Join(join) = coordinator.hear(&mut stream) else { panic!("the first message is the join") };
     assert_eq!((join.protocol, join.token.as_str(), join.build.as_str()), (rpc::PROTOCOL, "t0k3n", "1.2.3"));
     assert_eq!((join.worker_id.as_str(), join.peer_address.as_str()), ("w1", "127.0.0.1:4001"));
-    assert_eq!((join.pid, join.generation), (std::process::id(), None));
-    coordinator.say(&stream, assign(patience, orphan_patience));
-    let (agent, assignment) = worker.join().unwrap().unwrap();
+    assert_eq!(join.pid, std::process::id());
+    coordinator.say(&stream, welcome(patience, orphan_patience));
+    let (agent, config) = worker.join().unwrap().unwrap();
+    assert_eq!(config.cluster.orphan_patience_s, orphan_patience.as_secs_f64());
+    let worker = waiting(agent, false, "");
+    coordinator.hear_until(&mut stream, |body| ready(body).then_some(()));
+    coordinator.say(&stream, assign(3));
+    let (agent, next) = worker.join().unwrap();
+    let assignment = place(next);
     assert_eq!((assignment.generation, assignment.rank, assignment.peers.len()), (Generation(3), Rank(1), 2));
     assert_eq!(assignment.resume.as_deref(), Some("manifests/000000000040-000002.json"));
     assert!(!format!("{assignment:?}").contains("secret"), "no secret in a log: {assignment:?}");
     (coordinator, stream, agent)
+}
+
+fn ready(body: Body) -> bool {
+    matches!(body, Body::Progress(progress) if progress.ready)
 }
 
 fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
@@ -162,7 +191,7 @@ fn commands_arrive_and_a_farewell_comes_after_what_was_queued() {
     coordinator.say(&stream, to_worker::Body::Checkpoint(rpc::Checkpoint {}));
     wait_for("the wish for a checkpoint", || agent.commands().checkpoint_now);
     assert!(!agent.commands().checkpoint_now, "it is returned once");
-    coordinator.say(&stream, to_worker::Body::Stop(rpc::Stop { reason: "enough".into() }));
+    coordinator.say(&stream, to_worker::Body::Stop(rpc::Stop { reason: "enough".into(), generation: 3 }));
     wait_for("the stop", || agent.commands() == Commands { stop: true, ..Commands::default() });
     assert_eq!(agent.stop_reason(), "enough");
 
@@ -198,8 +227,7 @@ fn a_broken_stream_is_mended_and_nothing_queued_is_lost() {
     agent.tick("1".into());
     agent.tick("2".into());
     let mut stream = coordinator.accept();
-    let Body::Join(join) = coordinator.hear(&mut stream) else { panic!("the first message is the join") };
-    assert_eq!(join.generation, Some(3));
+    assert!(matches!(coordinator.hear(&mut stream), Body::Join(_)), "the first message is the join");
     let tick = |body| match body {
         Body::Tick(tick) => Some(tick.event),
         _ => None,
@@ -241,7 +269,7 @@ fn a_silent_coordinator_is_left_for_a_new_stream() {
     let silent = Instant::now();
     let mut second = coordinator.accept(); // without a word on the first, which is still open
     assert!(silent.elapsed() >= patience / 2, "{:?}", silent.elapsed());
-    assert!(matches!(coordinator.hear(&mut second), Body::Join(join) if join.generation == Some(3)));
+    assert!(matches!(coordinator.hear(&mut second), Body::Join(_)));
     drop(stream);
 }
 
@@ -269,6 +297,42 @@ fn a_dismissed_worker_does_not_come_back() {
 }
 
 #[test]
+fn a_generation_that_is_over_is_left_and_the_next_one_entered() {
+    let (coordinator, mut stream, agent) = joined(PATIENCE, LONG);
+    let (sender, aborted) = std::sync::mpsc::channel();
+    agent.on_abort(move || sender.send(()).unwrap());
+    coordinator.say(&stream, to_worker::Body::Abort(rpc::Abort { generation: 2, reason: "old".into() }));
+    coordinator.say(&stream, to_worker::Body::Regroup(rpc::Regroup { generation: 2 }));
+    coordinator.say(&stream, assign(4)); // it is not ready: not for this worker
+    coordinator.say(&stream, to_worker::Body::Abort(rpc::Abort { generation: 3, reason: "over".into() }));
+    aborted.recv_timeout(LONG).unwrap();
+    assert!(aborted.try_recv().is_err() && agent.commands().is_empty(), "only its own generation concerns it");
+
+    let worker = waiting(agent, true, "rank 0 was lost");
+    let said = coordinator.hear_until(&mut stream, |body| match body {
+        Body::Progress(progress) if progress.ready && progress.generation == 3 => Some(progress),
+        _ => None,
+    });
+    assert_eq!((said.generation, said.has_state, said.trouble.as_str()), (3, true, "rank 0 was lost"));
+    coordinator.say(&stream, assign(3)); // late: it has been there
+    coordinator.say(&stream, assign(5));
+    coordinator.say(&stream, assign(5));
+    let (agent, next) = worker.join().unwrap();
+    assert_eq!(place(next).generation, Generation(5));
+    coordinator.say(&stream, to_worker::Body::Abort(rpc::Abort { generation: 5, reason: "at once".into() }));
+    coordinator.say(&stream, to_worker::Body::Regroup(rpc::Regroup { generation: 5 }));
+    wait_for("the wish to regroup", || agent.commands().regroup);
+    let (sender, aborted) = std::sync::mpsc::channel();
+    agent.on_abort(move || sender.send(()).unwrap());
+    aborted.try_recv().expect("what was aborted before it could be is aborted now");
+
+    let worker = waiting(agent, true, "");
+    coordinator.hear_until(&mut stream, |body| ready(body).then_some(()));
+    coordinator.say(&stream, to_worker::Body::Stop(rpc::Stop { reason: "no place".into(), generation: 0 }));
+    assert!(matches!(worker.join().unwrap().1, Next::Leave { reason } if reason == "no place"));
+}
+
+#[test]
 fn refusal_stop_and_silence_before_a_place_are_errors_of_their_own() {
     let answer = |body: to_worker::Body| {
         let mut coordinator = Coordinator::start();
@@ -281,7 +345,7 @@ fn refusal_stop_and_silence_before_a_place_are_errors_of_their_own() {
     let error = answer(to_worker::Body::Refused(rpc::Refused { message: "wrong token".into() }));
     assert!(matches!(&error, AgentError::Refused { message } if message == "wrong token"), "{error}");
     assert_eq!(error.exit(), Exit::Network);
-    let error = answer(to_worker::Body::Stop(rpc::Stop { reason: "never mind".into() }));
+    let error = answer(to_worker::Body::Stop(rpc::Stop { reason: "never mind".into(), generation: 0 }));
     assert!(matches!(&error, AgentError::Stopped { reason } if reason == "never mind"), "{error}");
     assert_eq!(error.exit(), Exit::Ok);
 

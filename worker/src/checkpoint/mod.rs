@@ -10,7 +10,7 @@
 mod restore;
 pub mod snapshot;
 
-pub use restore::{Error as RestoreError, restore};
+pub use restore::{Error as RestoreError, put, restore};
 
 use crate::communicator::Communicator;
 use crate::trainer::{StepError, Trainer};
@@ -105,6 +105,28 @@ impl Checkpoints {
         let complete = parent.as_ref().filter(|m| m.cursor.phase == 0).map(|m| m.cursor.images);
         let (parent, candidate, in_flight, committing) = (parent.map(Arc::new), None, None, None);
         Self { runtime, run, identity, parent, candidate, in_flight, committing, last, complete, stored_at: complete }
+    }
+
+    /// Goes on in another generation, from `parent`, on every rank alike. What was being stored is given up, and soon begun
+    /// anew; a commit under way goes on, and is told when it is done.
+    pub fn turn_to(&mut self, generation: Generation, parent: Option<Manifest>) {
+        self.identity.generation = generation;
+        self.last = parent.as_ref().map(|m| m.cursor.images);
+        self.complete = parent.as_ref().filter(|m| m.cursor.phase == 0).map(|m| m.cursor.images);
+        self.stored_at = self.complete;
+        self.parent = parent.map(Arc::new);
+        (self.candidate, self.in_flight) = (None, None);
+    }
+
+    /// The newest checkpoint that is known here to be committed.
+    #[must_use]
+    pub fn parent(&self) -> Option<&Manifest> {
+        self.parent.as_deref()
+    }
+
+    /// What is true of this process from now on.
+    pub fn set_environment(&mut self, environment: BTreeMap<String, String>) {
+        self.identity.environment = environment;
     }
 
     /// Whether one is due at `images`: when a multiple of `every` images was passed since the last began. The same on

@@ -2,7 +2,7 @@
 
 use super::snapshot;
 use crate::trainer::Trainer;
-use common::checkpoint::{Manifest, ManifestKey};
+use common::checkpoint::{Manifest, ManifestKey, TrainerCursor};
 use common::schedule::Position;
 use storage::{Run, StorageError};
 
@@ -43,6 +43,12 @@ pub async fn restore(run: &Run, key: ManifestKey, trainer: &mut Trainer) -> Resu
         let bytes = run.get_blob(&part.blob).await?;
         snapshot::restore(&live, &bytes)?;
     }
+    put(trainer, cursor);
+    Ok(manifest)
+}
+
+/// Puts `trainer`, whose tensors are filled already, where `cursor` stands.
+pub fn put(trainer: &mut Trainer, cursor: &TrainerCursor) {
     let names: Vec<&str> = trainer.model().modules().to_vec();
     for (module, optimizer) in names.iter().zip(trainer.optimizers_mut()) {
         optimizer.set_steps(cursor.optimizer_steps.get(*module).copied().unwrap_or(0));
@@ -50,5 +56,4 @@ pub async fn restore(run: &Run, key: ManifestKey, trainer: &mut Trainer) -> Resu
     let position =
         Position { images: cursor.images, cycle_images: cursor.cycle_images, round: cursor.repeat, step: cursor.phase };
     trainer.restore(position, cursor.last_knee, cursor.skipped_updates);
-    Ok(manifest)
 }

@@ -82,6 +82,20 @@ pub fn live(trainer: &Trainer) -> Vec<LivePart> {
     parts.into_iter().map(|(name, tensors)| LivePart { name, tensors }).collect()
 }
 
+/// The elements of all tensors of `part`, one after the other, in host memory.
+#[must_use]
+pub fn bytes(part: &LivePart) -> Vec<u8> {
+    let mut all = vec![0u8; part.bytes() as usize];
+    let mut rest = &mut all[..];
+    for (_, tensor) in &part.tensors {
+        let host = tensor.to_device(Device::Cpu).to_kind(Kind::Float).contiguous();
+        let (mine, others) = rest.split_at_mut(host.numel() * 4);
+        host.copy_data_u8(mine, host.numel());
+        rest = others;
+    }
+    all
+}
+
 /// Copies `part` into host memory. This is the stall of a checkpoint.
 #[must_use]
 pub fn copy(part: &LivePart) -> CopiedPart {

@@ -14,8 +14,8 @@ use crate::models::{Batch, Draw, GanModel, Phase};
 use crate::optimizer::Optimizer;
 use collective::{CollectiveError, TreeSum, deal};
 use common::config::resolved::{Determinism, RunConfig};
-use common::ids::ImagesSeen;
-use common::schedule::{Position, Stage};
+use common::ids::{Generation, ImagesSeen};
+use common::schedule::{Position, Stage, StateVersion};
 use native::{HostF32, NativeError};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -45,15 +45,18 @@ pub struct Flags {
     pub stored: f32,
     /// Has committed the checkpoint that was stored last (rank 0).
     pub committed: f32,
+    /// Was told that the ranks should leave this generation together.
+    pub regroup: f32,
 }
 
 impl Flags {
     fn to_wire(self) -> [f32; FLAGS] {
-        [self.stop, self.orphaned, self.checkpoint, self.stored, self.committed]
+        [self.stop, self.orphaned, self.checkpoint, self.stored, self.committed, self.regroup]
     }
 
     fn from_wire(wire: [f32; FLAGS]) -> Self {
-        Self { stop: wire[0], orphaned: wire[1], checkpoint: wire[2], stored: wire[3], committed: wire[4] }
+        let [stop, orphaned, checkpoint, stored, committed, regroup] = wire;
+        Self { stop, orphaned, checkpoint, stored, committed, regroup }
     }
 }
 
@@ -85,10 +88,14 @@ pub struct Trainer {
     tree: TreeSum,
     position: Position,
     stage: Stage,
+    /// The generation that brought the state where it is; `None` while it is nobody's.
+    line: Option<Generation>,
     knee: Option<(u32, u32)>,
     /// Updates skipped, one float on the device.
     skipped: Tensor,
     statistics: Statistics,
+    /// What the step in work told: it counts once the step is taken.
+    told: Vec<(String, Tensor, f64)>,
 }
 
 /// Sums over a tick of what the phases tell, on the device.
@@ -133,13 +140,32 @@ impl Trainer {
             averages,
             tree: TreeSum::default(),
             position: Position::default(),
+            line: None,
             knee: None,
             skipped: Tensor::zeros([1], (Kind::Float, device)),
             statistics: Statistics::default(),
+            told: Vec::new(),
         }
     }
 
-    /// Goes on from a checkpoint's position; the tensors were filled in by the caller.
+    /// Goes on among other ranks, in a later generation. The former ones are left.
+    pub fn turn_to(&mut self, communicator: Communicator) {
+        self.communicator = communicator;
+    }
+
+    /// Which state this is, if it is one.
+    #[must_use]
+    pub fn version(&self) -> Option<StateVersion> {
+        Some(StateVersion::new(self.line?, self.position))
+    }
+
+    /// From now on this is the state to which generation `line` brought the run; with `None` it is none, and not to be used
+    /// until it is filled.
+    pub fn set_line(&mut self, line: Option<Generation>) {
+        self.line = line;
+    }
+
+    /// Goes on from another position; the tensors were filled in by the caller.
     pub fn restore(&mut self, position: Position, knee: Option<(u32, u32)>, skipped: u64) {
         self.position = position;
         self.stage = Stage::at(&self.config, ImagesSeen(position.cycle_images));
@@ -156,6 +182,7 @@ impl Trainer {
     /// When another rank is lost. The step is then not taken on this rank: parameters and position are what they were.
     pub fn step(&mut self, real: Option<&Tensor>, flags: Flags) -> Result<Flags, StepError> {
         self.reset_at_knee();
+        self.told.clear();
         let (index, phase) = self.phase_at(self.position);
         let active = self.model.active(phase.module, &self.stage.level);
         for module in self.model.modules() {
@@ -236,12 +263,15 @@ impl Trainer {
         let loss = self.model.loss(phase, &self.stage, &batch, &draw);
         let observations = piece.len() as f64 / f64::from(self.stage.groups());
         for (name, share) in &loss.statistics {
-            self.statistics.add(name, share, observations);
+            self.told.push(((*name).to_owned(), share.shallow_clone(), observations));
         }
         loss.objective
     }
 
     fn update(&mut self, gradients: &Gradients, phase: &Phase) -> Result<(), StepError> {
+        for (name, share, observations) in std::mem::take(&mut self.told) {
+            self.statistics.add(&name, &share, observations);
+        }
         let squared = gradients.squared_norm();
         let found_inf = squared.isfinite().logical_not().to_kind(Kind::Float).view([1]);
         no_grad(|| self.skipped += &found_inf);
@@ -263,6 +293,9 @@ impl Trainer {
         if self.position.begins_cycle() {
             self.stage = Stage::at(&self.config, ImagesSeen(self.position.images));
         }
+        self.line = Some(Generation(self.communicator.generation()));
+        // here, not when the next step begins: one position has one state
+        self.reset_at_knee();
     }
 
     /// Forgets moments at the first step and whenever floor or ceil of lod changes.

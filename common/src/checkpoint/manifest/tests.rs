@@ -52,7 +52,16 @@ pub(crate) fn config() -> RunConfig {
             tick_kimg: BTreeMap::new(),
             tick_kimg_base: 1.0,
         },
-        cluster: r::Cluster { backend: r::Backend::Auto, workers: 2, patience_s: 10.0, orphan_patience_s: 600.0 },
+        cluster: r::Cluster {
+            backend: r::Backend::Auto,
+            workers: 2,
+            min_workers: 1,
+            max_workers: 0,
+            on_loss: r::OnLoss::Shrink,
+            failures: 3,
+            patience_s: 10.0,
+            orphan_patience_s: 600.0,
+        },
         checkpoint: r::Checkpoint {
             url: "file:///runs".into(),
             every_kimg: 10.0,

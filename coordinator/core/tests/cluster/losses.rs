@@ -1,0 +1,276 @@
+//! Stories of generations: how one forms, what ends it, and who is in the next.
+
+use crate::look::{is_abort, is_regroup, is_spawn};
+use crate::run::{CLOCK, PATIENCE, Run, START, policy};
+use common::exit::Exit;
+use common::ids::{Generation, Rank};
+use coordinator_core::{Action, Cause, ExitStatus, OnLoss, Phase, Policy, Reason};
+use std::time::Duration;
+
+const SECOND: Duration = Duration::from_secs(1);
+const LONG: Duration = Duration::from_secs(20);
+
+#[test]
+fn a_generation_forms_when_all_are_ready_and_ranks_follow_slots() {
+    let mut run = Run::new(policy(3));
+    run.pass(CLOCK);
+    assert_eq!(run.count(0, is_spawn), 3);
+    // the first one is the last to be ready
+    run.workers[0].paused = true;
+    run.pass(5 * SECOND);
+    assert_eq!((run.phase(), run.generation()), (Phase::Gathering, 0));
+    run.workers[0].paused = false;
+    assert!(run.until(3 * SECOND, |run| run.trains_with(3)));
+    let assigned = run.assignments(0);
+    assert_eq!(assigned.len(), 3);
+    for (i, (worker, assignment)) in (0..).zip(assigned) {
+        assert_eq!((worker, assignment.rank), (run.id(i as usize), Rank(i)));
+        assert_eq!((assignment.generation, assignment.rollback), (Generation(1), false));
+        assert_eq!(*assignment.peers, ["10.0.0.0:4000", "10.0.0.1:4000", "10.0.0.2:4000"]);
+    }
+}
+
+#[test]
+fn after_the_startup_time_enough_are_enough_unless_all_are_wanted() {
+    let startup = policy(3).startup;
+    let late = |on_loss| {
+        let mut run = Run::new(Policy { local: 2, min_workers: 2, on_loss, ..policy(3) });
+        run.pass(startup - CLOCK);
+        assert_eq!(run.phase(), Phase::Gathering);
+        run.pass(5 * SECOND);
+        run
+    };
+    assert!(late(OnLoss::Shrink).trains_with(2));
+    let run = late(OnLoss::Wait);
+    let outcome = run.cluster.outcome().expect("it is over");
+    let Reason::Missing { missing, .. } = &outcome.reason else { panic!("{outcome:?}") };
+    assert_eq!((outcome.exit, missing.len()), (Exit::WorkerLost, 1));
+}
+
+#[test]
+fn a_killed_member_costs_the_others_no_wait_and_is_replaced() {
+    let mut run = Run::started(policy(3));
+    let (images, mark, victim) = (run.images(), run.log.len(), run.rank(1));
+    let died = run.now;
+    run.kill(victim);
+    run.pass(Duration::ZERO);
+    // the others are told, a new one is started, and the next generation formed: all before any time has passed
+    assert_eq!(run.count(mark, is_abort), 2);
+    assert_eq!(run.count(mark, is_spawn), 1);
+    let next = run.assignments(mark);
+    assert_eq!(next.len(), 2);
+    assert!(next.iter().all(|(_, assignment)| assignment.generation == Generation(2) && assignment.peers.len() == 2));
+    assert_eq!(run.when(mark, |action| matches!(action, Action::Assign { .. })), Some(died));
+    assert!(matches!(run.cause(victim), Some(Cause::Exited { status: ExitStatus::Signal(9), .. })));
+    assert!(run.until(SECOND, |run| run.images() > images), "the survivors go on");
+    // the newcomer is taken in as soon as it is ready
+    assert!(run.until(START * 2 + SECOND, |run| run.generation() == 3 && run.trains_with(3)));
+    assert!(run.count(mark, is_regroup) > 0);
+    assert!(run.reasons(mark).contains(&Reason::Regroup { workers: 2, wanted: 3 }));
+    let before = run.images();
+    run.pass(SECOND);
+    assert!(run.images() > before && run.generation() == 3, "and nothing disturbs them any more");
+}
+
+#[test]
+fn the_next_generation_waits_for_nobody_but_the_survivors() {
+    let mut run = Run::started(policy(3));
+    let (mark, victim, slow) = (run.log.len(), run.rank(0), run.rank(2));
+    run.workers[slow].paused = true;
+    run.kill(victim);
+    run.pass(SECOND / 2);
+    assert_eq!((run.phase(), run.generation()), (Phase::Reconfiguring, 1));
+    run.workers[slow].paused = false;
+    run.say(slow);
+    run.until(CLOCK * 2, |run| run.generation() == 2);
+    assert_eq!(run.assignments(mark).len(), 2, "{:?}", run.cluster);
+}
+
+#[test]
+fn a_silent_member_is_only_lost_if_the_generation_does_not_get_on() {
+    let mut run = Run::started(policy(2));
+    let silent = run.rank(1);
+    run.workers[silent].mute = true;
+    run.pass(PATIENCE * 5);
+    assert_eq!((run.phase(), run.generation()), (Phase::Running, 1), "every step needs it: it lives");
+    run.workers[silent].paused = true;
+    run.pass(PATIENCE - CLOCK * 2);
+    assert_eq!(run.generation(), 1);
+    assert!(run.until(2 * SECOND, |run| run.generation() == 2 && run.trains_with(1)), "{:?}", run.cluster);
+    assert!(matches!(run.cause(silent), Some(Cause::Silent { for_ }) if for_ > PATIENCE * 5));
+}
+
+#[test]
+fn who_comes_back_in_an_old_generation_is_sent_out_and_taken_in_later() {
+    let mut run = Run::new(Policy { local: 1, ..policy(2) });
+    let stale = run.arrive();
+    assert!(run.until(LONG, |run| run.trains_with(2)));
+    // its machine is cut off
+    (run.workers[stale].paused, run.workers[stale].deaf) = (true, true);
+    run.disconnect(stale, PATIENCE * 3);
+    assert!(run.until(PATIENCE * 2, |run| run.trains_with(1)), "{:?}", run.cluster);
+    assert!(matches!(run.cause(stale), Some(Cause::Disconnected { .. })));
+    let mark = run.log.len();
+    (run.workers[stale].paused, run.workers[stale].deaf) = (false, false);
+    assert!(run.until(LONG, |run| run.trains_with(2)), "{:?}", run.cluster);
+    let id = run.id(stale);
+    let order = |is: fn(&Action) -> bool| run.when(mark, is).expect("it was ordered");
+    let out = order(|action| matches!(action, Action::Abort { generation: Generation(1), .. }));
+    let regroup = order(|action| matches!(action, Action::Regroup { generation: Generation(2), .. }));
+    let taken_in = run.when(mark, |action| matches!(action, Action::Assign { worker, .. } if *worker == id));
+    assert!(out < regroup && regroup < taken_in.expect("it has a place"));
+    assert_eq!(run.generation(), 3);
+}
+
+#[test]
+fn the_coordinator_s_own_pause_evicts_nobody() {
+    let mut run = Run::started(policy(3));
+    for pause in [SECOND, 10 * SECOND, 3600 * SECOND] {
+        run.stop_coordinator(pause);
+        run.pass(pause + SECOND);
+    }
+    assert_eq!((run.phase(), run.generation()), (Phase::Running, 1));
+    assert_eq!(run.cluster.losses().count(), 0);
+}
+
+#[test]
+fn a_rank_for_which_the_others_wait_is_lost() {
+    let mut run = Run::started(policy(3));
+    run.pass(5 * SECOND); // a generation that is known
+    let (mark, hung, since) = (run.log.len(), run.rank(1), run.now);
+    run.workers[hung].hung = true;
+    run.pass(PATIENCE - CLOCK * 2);
+    assert_eq!(run.generation(), 1);
+    assert!(run.until(SECOND, |run| run.generation() == 2), "{:?}", run.cluster);
+    assert!(run.now - since >= PATIENCE);
+    assert!(matches!(run.cause(hung), Some(Cause::Hung { for_, .. }) if for_ >= PATIENCE));
+    let id = run.id(hung);
+    assert_eq!(run.count(mark, |action| matches!(action, Action::Kill { worker, .. } if *worker == id)), 1);
+}
+
+#[test]
+fn a_slow_step_and_a_long_evaluation_are_no_hang() {
+    let mut run = Run::started(policy(2));
+    run.pass(5 * SECOND);
+    // five steps of 2 s
+    let slow = run.rank(1);
+    run.workers.iter_mut().for_each(|worker| worker.standing.step_time = 2 * SECOND);
+    run.pass(SECOND);
+    run.workers[slow].hung = true;
+    run.pass(9 * SECOND);
+    assert_eq!(run.generation(), 1);
+    run.workers[slow].hung = false;
+    run.pass(SECOND);
+    // rank 0 evaluates for a minute while the others wait in the next step, and begins that one 2 s later
+    let busy = run.rank(0);
+    run.workers[busy].hung = true;
+    run.workers[busy].standing.activity = "evaluate".into();
+    run.pass(60 * SECOND);
+    run.workers[busy].standing.activity = "train".into();
+    run.pass(2 * SECOND);
+    run.workers[busy].hung = false;
+    run.pass(SECOND);
+    assert_eq!((run.phase(), run.generation()), (Phase::Running, 1));
+    // and then it does hang
+    run.workers[busy].hung = true;
+    assert!(run.until(LONG, |run| run.generation() == 2));
+}
+
+#[test]
+fn ranks_that_stand_at_different_steps_are_no_progress() {
+    let mut run = Run::started(policy(2));
+    run.pass(5 * SECOND);
+    let (ahead, hung) = (run.rank(0), run.rank(1));
+    run.workers[hung].hung = true;
+    run.workers[ahead].standing.step = 1;
+    assert!(run.until(PATIENCE + SECOND, |run| run.generation() == 2), "{:?}", run.cluster);
+    assert!(matches!(run.cause(hung), Some(Cause::Hung { .. })));
+}
+
+#[test]
+fn a_survivor_that_does_not_come_out_is_lost_after_patience() {
+    let mut run = Run::started(policy(3));
+    let (victim, stuck) = (run.rank(0), run.rank(1));
+    run.workers[stuck].stubborn = true;
+    run.kill(victim);
+    run.pass(PATIENCE - CLOCK);
+    assert_eq!((run.phase(), run.generation()), (Phase::Reconfiguring, 1));
+    assert!(run.until(SECOND, |run| run.generation() == 2), "{:?}", run.cluster);
+    assert!(matches!(run.cause(stuck), Some(Cause::Stuck { .. })));
+}
+
+#[test]
+fn who_is_out_of_reach_is_waited_for_only_if_nobody_else_holds_the_state() {
+    let mut run = Run::started(policy(2));
+    let (mark, images, survivor, victim) = (run.log.len(), run.images(), run.rank(0), run.rank(1));
+    run.disconnect(survivor, PATIENCE * 3 / 4);
+    run.kill(victim);
+    run.pass(PATIENCE / 2 + CLOCK);
+    assert!(run.workers[2].standing.ready, "the replacement could start from nothing");
+    assert_eq!((run.phase(), run.assignments(mark).len()), (Phase::Reconfiguring, 0));
+    assert!(run.until(SECOND, |run| run.generation() == 2 && run.trains_with(2)), "{:?}", run.cluster);
+    assert!(run.images() >= images);
+    // with a third one that holds it, nobody waits
+    let mut run = Run::started(policy(3));
+    run.disconnect(run.rank(0), PATIENCE * 3 / 4);
+    run.kill(run.rank(1));
+    run.pass(CLOCK);
+    assert_eq!((run.generation(), run.cluster.world()), (2, 1));
+}
+
+#[test]
+fn who_wants_all_waits_for_the_replacement() {
+    let mut run = Run::started(Policy { on_loss: OnLoss::Wait, ..policy(2) });
+    let (mark, images) = (run.log.len(), run.images());
+    run.kill(run.rank(1));
+    run.pass(SECOND / 2);
+    assert_eq!((run.phase(), run.count(mark, is_spawn)), (Phase::Reconfiguring, 1));
+    assert!(run.until(START * 3, |run| run.generation() == 2 && run.trains_with(2)), "{:?}", run.cluster);
+    assert!(run.images() >= images, "the survivor held the state");
+    assert_eq!(run.count(mark, is_regroup), 0);
+}
+
+#[test]
+fn too_few_wait_then_store_what_they_hold_and_say_who_is_missing() {
+    let mut run = Run::new(Policy { local: 1, min_workers: 2, ..policy(2) });
+    let other = run.arrive();
+    assert!(run.until(LONG, |run| run.trains_with(2)));
+    run.pass(SECOND);
+    let (mark, startup) = (run.log.len(), policy(2).startup);
+    run.kill(other);
+    run.pass(startup - SECOND);
+    assert_eq!((run.phase(), run.generation()), (Phase::Reconfiguring, 1));
+    let outcome = run.ends(10 * SECOND).clone();
+    let last = run.assignments(mark);
+    assert_eq!(last.len(), 1, "a last generation of one, only to store");
+    assert!(matches!(&outcome.reason, Reason::Missing { missing, .. } if missing.len() == 1), "{outcome:?}");
+    assert_eq!(outcome.exit, Exit::WorkerLost);
+    assert_eq!(outcome.newest.map(|stored| stored.images), Some(outcome.images));
+}
+
+#[test]
+fn a_second_worker_in_time_saves_a_run_of_too_few() {
+    let mut run = Run::new(Policy { local: 1, min_workers: 2, ..policy(2) });
+    let other = run.arrive();
+    assert!(run.until(LONG, |run| run.trains_with(2)));
+    run.kill(other);
+    run.pass(10 * SECOND);
+    run.arrive();
+    assert!(run.until(5 * SECOND, |run| run.trains_with(2)));
+}
+
+#[test]
+fn if_all_die_the_newcomers_start_from_the_newest_checkpoint() {
+    let mut run = Run::started(policy(2));
+    run.operator(coordinator_core::Command::Checkpoint);
+    run.pass(SECOND);
+    let stored = run.stored;
+    assert!(stored.0 > 0 && run.cluster.newest().is_some_and(|newest| newest.images == stored));
+    let mark = run.log.len();
+    run.kill(0);
+    run.kill(1);
+    assert!(run.until(5 * SECOND, |run| run.trains_with(2)), "{:?}", run.cluster);
+    let (_, assignment) = &run.assignments(mark)[0];
+    assert_eq!(assignment.resume.as_ref().map(|stored| stored.images), Some(stored));
+    assert!(!assignment.rollback);
+}
