@@ -9,6 +9,7 @@ pub mod exit;
 pub mod families;
 pub mod growth;
 pub mod ids;
+pub mod ledger;
 pub mod metrics;
 pub mod schedule;
 pub mod seed;

@@ -8,8 +8,9 @@ use crate::launch::{Begin, Options, launch};
 use crate::operate::operate;
 use crate::origin::{Overrides, Resume};
 use crate::plot::PlotArgs;
+use crate::report::ReportArgs;
 use crate::s3_args::S3Args;
-use crate::{checkpoints_cli, config_cli, plot, render, sample};
+use crate::{checkpoints_cli, config_cli, plot, render, report, sample};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use common::exit::Exit;
 use rpc::operate_request::Command as Question;
@@ -95,6 +96,8 @@ pub enum Command {
     },
     /// Draw the curves of a run: resolution, distances, losses, speed
     Plot(PlotArgs),
+    /// Say where a run's time went: goodput, and what every fault cost
+    Report(ReportArgs),
     /// List, show and verify checkpoints
     #[command(subcommand)]
     Checkpoints(CheckpointsCommand),
@@ -176,6 +179,7 @@ pub async fn run(command: Command) -> Result<Exit, Failure> {
         Command::Checkpoint(target) => ask(&target, Question::Checkpoint(rpc::Checkpoint {})).await,
         Command::Sample { url, seeds, out, s3 } => match sample::sample(&url, &seeds, &out, &s3)? {},
         Command::Plot(args) => plot::plot(&args).await.map(|()| Exit::Ok),
+        Command::Report(args) => report::report(&args).await.map(|()| Exit::Ok),
         Command::Checkpoints(command) => checkpoints_cli::run(&command, &mut std::io::stdout().lock()).await,
         Command::Config(command) => {
             config_cli::run(&command, &mut std::io::stdout().lock())?;
@@ -211,6 +215,7 @@ mod tests {
             "coordinator checkpoint toy",
             "coordinator sample /runs/toy --seeds 0-63 --out grid.png",
             "coordinator config default",
+            "coordinator report /runs/toy --json",
             "coordinator checkpoints ls /runs/toy --json",
         ] {
             Cli::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));

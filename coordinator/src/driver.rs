@@ -12,6 +12,7 @@ use crate::server::{Input, Outbox};
 use crate::supervisor::{ChildEvent, Recipe, Supervisor};
 use crate::view::{self, Facts, Reported};
 use common::ids::{Generation, ImagesSeen};
+use common::ledger::Entry;
 use common::metrics;
 use coordinator_core::{
     Action, Assignment, Cluster, Command, Event, Outcome, Policy, Reason, SessionId, Standing, Stored, WorkerId, step,
@@ -203,6 +204,10 @@ impl<'a> Driver<'a> {
                 }
                 self.feed(Event::Stored { worker, session, generation, stored });
             }
+            Body::Ledger(ledger) => match serde_json::from_str(&ledger.span) {
+                Ok(span) => self.records.span(span),
+                Err(error) => tracing::warn!("worker {worker} sent a line of the ledger that cannot be read: {error}"),
+            },
             Body::Leave(leave) => {
                 let (message, images) = (cut(&leave.message, TEXT_MAX), ImagesSeen(leave.images));
                 self.feed(Event::Left { worker, session, exit: leave.exit, message, images });
@@ -334,7 +339,7 @@ impl<'a> Driver<'a> {
                 self.sessions.remove(&session);
             }
             Action::Kill { worker, force } => self.supervisor.kill(&worker, force),
-            Action::Report(reason) => self.show(News::Decision(reason)),
+            Action::Report(reason) => self.report(reason),
             // taken from the cluster by `finish`
             Action::Finish(_) => {}
         }
@@ -374,6 +379,22 @@ impl<'a> Driver<'a> {
         }
     }
 
+    fn report(&mut self, reason: Reason) {
+        match &reason {
+            Reason::Formed { generation, .. } => {
+                let mut ranks: Vec<_> = self.cluster.members().filter_map(|(id, m)| Some((m.rank?, id))).collect();
+                ranks.sort();
+                let workers = ranks.into_iter().map(|(_, id)| id.to_string()).collect();
+                self.records.entry(Entry::Formed { generation: *generation, workers });
+            }
+            Reason::Broken { generation, why } => {
+                self.records.entry(Entry::Broken { generation: *generation, why: why.clone() });
+            }
+            _ => {}
+        }
+        self.show(News::Decision(reason));
+    }
+
     fn show(&mut self, news: News) {
         tell(self.records, self.display, &news);
     }
@@ -405,6 +426,9 @@ impl<'a> Driver<'a> {
         let last_lines = worker.and_then(|worker| self.tails.remove(worker)).unwrap_or_default().into();
         let complete = matches!(outcome.reason, Reason::Complete { .. });
         let advice = (!complete && outcome.newest.is_some()).then(|| self.plan.resume_with.clone());
+        if self.records.ledger().goodput().is_some() {
+            self.show(News::Goodput(Box::new(self.records.ledger().clone())));
+        }
         self.show(News::Ended { outcome: outcome.clone(), last_lines, advice });
         Ok(outcome)
     }

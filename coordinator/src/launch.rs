@@ -174,7 +174,9 @@ async fn begin_and_drive(
     let workers = origin::workers(&options.overrides, &origin.config);
     let local = options.local.unwrap_or(workers);
     let recipe = recipe(worker, address, token, machine::gpus(), &nonce);
-    let plan = plan(origin, options, config, (workers, local), recipe);
+    let mut plan = plan(origin, options, config, (workers, local), recipe);
+    // a generation after the newest checkpoint may have left nothing but its steps
+    plan.generation = plan.generation.max(records.ledger().last().unwrap_or_default());
     let launched = News::Launched {
         run: origin.config.name.clone(),
         url: origin.run.url(),

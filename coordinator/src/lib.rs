@@ -12,10 +12,11 @@
 //! | [`driver`] | the loop: one input, one step of the core, its actions performed |
 //! | [`server`], [`admission`] | the gRPC server, and who may speak to it |
 //! | [`supervisor`], [`lines`] | worker processes, and what they write |
-//! | [`records`] | `metrics.jsonl` and `log.txt` |
+//! | [`records`] | `metrics.jsonl`, `ledger.jsonl` and `log.txt` |
 //! | [`view`], [`render`], [`display`] | what is shown: as data, as text, on which screen |
 //! | [`state`], [`operate`](mod@operate) | finding and asking the coordinator of a run on this machine |
 //! | [`plot`](mod@plot) | the curves of a run as a picture |
+//! | [`report`](mod@report) | where a run's time went |
 //! | [`s3_args`] | how a store is reached before a run's configuration is known |
 //! | [`config_cli`], [`checkpoints_cli`] | `config`: experiment files; `checkpoints`: what a run has stored |
 
@@ -35,6 +36,7 @@ pub mod plot;
 pub mod prepare;
 pub mod records;
 pub mod render;
+pub mod report;
 pub mod s3_args;
 pub mod sample;
 pub mod server;

@@ -1,22 +1,24 @@
-//! What a run leaves beside its checkpoints: `metrics.jsonl` and `log.txt`.
+//! What a run leaves beside its checkpoints: `metrics.jsonl`, `ledger.jsonl` and `log.txt`.
 //!
-//! Object stores cannot append, so both grow in the run's local folder and are put into its storage root now and then, and
+//! Object stores cannot append, so they grow in the run's local folder and are put into its storage root now and then, and
 //! at the end. A store that is away delays that, and never training.
 
 use crate::failure::Failure;
 use bytes::Bytes;
 use common::ids::ImagesSeen;
+use common::ledger::{Entry, Ledger, Line, Span};
 use common::metrics::Event;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use storage::{Content, Run, StorageError};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 const METRICS: &str = "metrics.jsonl";
+pub(crate) const LEDGER: &str = "ledger.jsonl";
 const LOG: &str = "log.txt";
 /// Largest file of an earlier part of the run that is taken over.
 const EARLIER_BYTES_MAX: u64 = 256 << 20;
@@ -29,6 +31,8 @@ const LAST_COPY: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Records {
     metrics: BufWriter<File>,
+    lines: BufWriter<File>,
+    ledger: Ledger,
     log: BufWriter<File>,
     /// Whether a write failed already: it is told once.
     failed: bool,
@@ -43,11 +47,13 @@ impl Records {
     /// # Errors
     /// The store cannot be read, or the local folder not written.
     pub async fn open(folder: &Path, run: Run, resume: Option<ImagesSeen>) -> Result<Self, Failure> {
-        let (mut metrics, mut log) = (String::new(), Bytes::new());
+        let (mut metrics, mut lines, mut log) = (String::new(), String::new(), Bytes::new());
         if let Some(resume) = resume {
             metrics = kept(&String::from_utf8_lossy(&earlier(&run, METRICS).await?), resume);
+            lines = String::from_utf8_lossy(&earlier(&run, LEDGER).await?).into_owned();
             log = earlier(&run, LOG).await?;
         }
+        let (lines, ledger) = sum(&lines);
         let create = |name: &str, earlier: &[u8]| {
             let path = folder.join(name);
             let begin = || -> std::io::Result<BufWriter<File>> {
@@ -59,9 +65,10 @@ impl Records {
             begin().map_err(|error| Failure::new(common::exit::Exit::Config, format!("{}: {error}", path.display())))
         };
         let (metrics, log) = (create(METRICS, metrics.as_bytes())?, create(LOG, &log)?);
+        let lines = create(LEDGER, lines.as_bytes())?;
         let (wake, wakes) = mpsc::channel(1);
         let copier = tokio::spawn(copy_now_and_then(folder.to_owned(), run, wakes));
-        Ok(Self { metrics, log, failed: false, wake, copier })
+        Ok(Self { metrics, lines, ledger, log, failed: false, wake, copier })
     }
 
     /// Appends an event, and has the files copied soon.
@@ -72,6 +79,29 @@ impl Records {
         self.told_once(METRICS, written);
         // a wake that waits already will do
         let _ = self.wake.try_send(());
+    }
+
+    /// Appends steps to the ledger, unless they are known already.
+    pub fn span(&mut self, span: Span) {
+        if self.ledger.take(&span) {
+            self.entry(Entry::Span(span));
+        }
+    }
+
+    /// Appends a line to the ledger.
+    pub fn entry(&mut self, entry: Entry) {
+        let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
+        let written = serde_json::to_string(&Line { at, entry })
+            .map_err(std::io::Error::other)
+            .and_then(|line| writeln!(self.lines, "{line}").and_then(|()| self.lines.flush()));
+        self.told_once(LEDGER, written);
+        let _ = self.wake.try_send(());
+    }
+
+    /// The sum of the ledger, the run's earlier parts included.
+    #[must_use]
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
     }
 
     /// Appends a line of `source` to the log.
@@ -90,11 +120,11 @@ impl Records {
 
     /// Copies the files a last time.
     pub async fn finish(mut self) {
-        let written = self.metrics.flush().and_then(|()| self.log.flush());
+        let written = self.metrics.flush().and_then(|()| self.lines.flush()).and_then(|()| self.log.flush());
         self.told_once("the last of the records", written);
         drop(self.wake);
         if timeout(LAST_COPY, self.copier).await.is_err() {
-            tracing::error!("the store did not take {METRICS} and {LOG} in time; they are in the local state folder");
+            tracing::error!("the store did not take {METRICS}, {LEDGER} and {LOG} in time; they are in the local state folder");
         }
     }
 }
@@ -128,6 +158,19 @@ fn kept(text: &str, resume: ImagesSeen) -> String {
     )
 }
 
+/// The lines of a ledger that can be read, and their sum.
+pub(crate) fn sum(text: &str) -> (String, Ledger) {
+    let (mut kept, mut ledger) = (String::new(), Ledger::default());
+    for (line, read) in text.lines().filter_map(|line| Some((line, serde_json::from_str::<Line>(line).ok()?))) {
+        if let Entry::Span(span) = &read.entry {
+            ledger.take(span);
+        }
+        kept.push_str(line);
+        kept.push('\n');
+    }
+    (kept, ledger)
+}
+
 async fn copy_now_and_then(folder: PathBuf, run: Run, mut wakes: mpsc::Receiver<()>) {
     let mut next = Instant::now();
     let mut open = true;
@@ -146,7 +189,7 @@ async fn copy_now_and_then(folder: PathBuf, run: Run, mut wakes: mpsc::Receiver<
 
 async fn copy(folder: &Path, run: &Run) -> u64 {
     let mut total = 0;
-    for (name, content) in [(METRICS, Content::JsonLines), (LOG, Content::Text)] {
+    for (name, content) in [(METRICS, Content::JsonLines), (LEDGER, Content::JsonLines), (LOG, Content::Text)] {
         let path = folder.join(name);
         let copied = match tokio::fs::read(&path).await {
             Ok(bytes) => {

@@ -4,8 +4,10 @@
 //! events and their fields are stable: scripts depend on them.
 
 use crate::lines::Level;
+use crate::report;
 use crate::view::{Status, Worker};
 use common::exit::Exit;
+use common::ledger::Ledger;
 use common::metrics::{Quality, Tick};
 use coordinator_core::{Outcome, Reason, Stored};
 use serde_json::{Value, json};
@@ -80,6 +82,8 @@ pub enum News {
         /// Why.
         text: String,
     },
+    /// Where the run's time went.
+    Goodput(Box<Ledger>),
     /// The run is over.
     Ended {
         /// How.
@@ -118,6 +122,7 @@ pub fn plain(news: &News) -> Option<String> {
         News::Log { level: Level::Info, .. } => return None,
         News::Log { rank, level: Level::Warn, line } => format!("[{rank}] warning: {line}"),
         News::Log { rank, level: Level::Error, line } => format!("[{rank}] error: {line}"),
+        News::Goodput(ledger) => report::goodput(ledger),
         News::Ended { outcome, last_lines, advice } => ended(outcome, last_lines, advice.as_deref()),
     })
 }
@@ -145,6 +150,7 @@ pub fn json(news: &News) -> Value {
         }),
         News::Log { rank, level, line } => json!({"event": "log", "rank": rank, "level": level, "line": line}),
         News::Failed { exit, text } => json!({"event": "failed", "exit": *exit as u8, "text": text}),
+        News::Goodput(ledger) => report::json(ledger),
         News::Ended { outcome, last_lines, advice } => json!({
             "event": "ended", "outcome": outcome, "text": outcome.reason.to_string(), "last_lines": last_lines,
             "resume_with": advice,

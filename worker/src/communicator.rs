@@ -154,7 +154,13 @@ impl Communicator {
         result
     }
 
-    /// Time spent in [`Communicator::wait`] since the last call of this function.
+    /// Time spent in [`Communicator::wait`] since the last call of [`Communicator::take_waited`].
+    #[must_use]
+    pub fn waited(&self) -> Duration {
+        self.waited
+    }
+
+    /// The same, and it starts anew.
     pub fn take_waited(&mut self) -> Duration {
         std::mem::take(&mut self.waited)
     }

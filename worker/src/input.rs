@@ -90,7 +90,12 @@ impl Input {
         Ok(self.answers.recv().map_err(|_| InputError::ReaderGone)??)
     }
 
-    /// Time that training waited for images since the last call.
+    /// Time that training waited for images since the last call of [`Input::take_waited`].
+    pub fn waited(&self) -> Duration {
+        self.waited
+    }
+
+    /// The same, and it starts anew.
     pub fn take_waited(&mut self) -> Duration {
         std::mem::take(&mut self.waited)
     }

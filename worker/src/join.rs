@@ -21,6 +21,7 @@ use common::checkpoint::{Dataset, ManifestKey, TrainerCursor};
 use common::config::resolved::{Backend, Determinism, Precision, RunConfig};
 use common::exit::Exit;
 use common::ids::{Generation, ImagesSeen};
+use common::ledger::Class;
 use native::cuda::Cuda;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
@@ -84,6 +85,8 @@ struct Worker {
     checkpoints: Checkpoints,
     /// What belongs to the state that the trainer holds, if it holds one.
     carried: Option<Carried>,
+    /// Up to when the time is accounted for, since this worker took part in a generation.
+    left: Option<Instant>,
 }
 
 impl Worker {
@@ -115,6 +118,7 @@ impl Worker {
             trainer: build(&config, device),
             fresh: true,
             carried: None,
+            left: None,
             config,
             listener,
             device,
@@ -171,6 +175,7 @@ impl Worker {
         ranks.set_deadline(COLLECTIVE);
         alike::agree(&mut ranks, &self.config, &self.dataset, &environment)?;
         self.doing(agent, Activity::Restore);
+        self.account();
         let carried = match assignment.rollback {
             true => None,
             false => {
@@ -181,10 +186,13 @@ impl Worker {
                 agreed?
             }
         };
-        let carried = match carried {
+        let mut carried = match carried {
             Some(carried) => carried,
             None => self.begin(assignment, &environment)?,
         };
+        if let Some(left) = self.left.take() {
+            carried.tally.lose(Class::Reforming, left.elapsed().as_secs_f64());
+        }
         self.fresh = false;
         self.trainer.turn_to(Communicator::of(ranks).telling(agent.waiting()));
         self.checkpoints.turn_to(assignment.generation, carried.parent.clone());
@@ -205,20 +213,30 @@ impl Worker {
             pyramid: Arc::clone(&self.pyramid),
         };
         let (ending, carried) = run::train(&mut self.trainer, &mut parts, Some(carried));
-        self.carried = Some(carried);
+        (self.carried, self.left) = (Some(carried), Some(Instant::now()));
         ending
+    }
+
+    /// Time goes by between generations.
+    fn account(&mut self) {
+        let now = Instant::now();
+        if let (Some(carried), Some(left)) = (&mut self.carried, self.left) {
+            carried.tally.lose(Class::Reforming, (now - left).as_secs_f64());
+        }
+        // also for a newcomer: the meeting costs the others as much
+        self.left = Some(now);
     }
 
     /// The state that nobody holds: from a checkpoint, or the beginning.
     fn begin(&mut self, assignment: &Assignment, environment: &BTreeMap<String, String>) -> Result<Carried, Failure> {
-        self.carried = None;
+        let tally = self.carried.take().map(|carried| carried.tally).unwrap_or_default();
         self.trainer.set_line(None);
         let carried = match &assignment.resume {
             None => {
                 if !self.fresh {
                     self.trainer = build(&self.config, self.device);
                 }
-                Carried { cursor: TrainerCursor::default(), done: 0, parent: None }
+                Carried { cursor: TrainerCursor::default(), done: 0, parent: None, tally }
             }
             Some(key) => {
                 self.fresh = false;
@@ -228,7 +246,7 @@ impl Worker {
                     tell_differences(&manifest, &self.dataset, environment);
                 }
                 let done = manifest.cursor.cycle_images;
-                Carried { cursor: manifest.cursor.clone(), done, parent: Some(manifest) }
+                Carried { cursor: manifest.cursor.clone(), done, parent: Some(manifest), tally }
             }
         };
         self.trainer.set_line(Some(assignment.generation));

@@ -15,7 +15,8 @@ use crate::trainer::{Flags, Trainer};
 use agent::{Activity, Agent, Commands, Progress, Stored};
 use common::checkpoint::TrainerCursor;
 use common::growth::Level;
-use common::ids::ImagesSeen;
+use common::ids::{Generation, ImagesSeen};
+use common::ledger::{Class, Span, Spent, Tally};
 use common::metrics::{Event, Tick};
 use common::seed::Purpose;
 use data::Pyramid;
@@ -61,8 +62,9 @@ pub fn train(
 ) -> (Result<Ending, Failure>, Carried) {
     let mut training = Training::new(trainer, parts, from);
     let ending = training.run();
-    let (cursor, done) = (training.cursor(), training.cycle_began);
-    (ending, Carried { cursor, done, parent: training.parts.checkpoints.parent().cloned() })
+    training.settle(&ending);
+    let (cursor, done, tally) = (training.cursor(), training.cycle_began, std::mem::take(&mut training.tally));
+    (ending, Carried { cursor, done, parent: training.parts.checkpoints.parent().cloned(), tally })
 }
 
 struct Training<'t, 'a> {
@@ -80,6 +82,19 @@ struct Training<'t, 'a> {
     began: Instant,
     /// Images at the last look at what is due.
     cycle_began: u64,
+    tally: Tally,
+    /// Where the time went up to the last step that counts.
+    last: Clock,
+}
+
+/// Where the time of a tick went so far.
+#[derive(Clone, Copy)]
+struct Clock {
+    at: Instant,
+    reduce: Duration,
+    data: Duration,
+    checkpoint: Duration,
+    other: Duration,
 }
 
 /// The tick in work.
@@ -119,8 +134,18 @@ fn images_of(kimg: f64) -> u64 {
 
 impl<'t, 'a> Training<'t, 'a> {
     fn new(trainer: &'t mut Trainer, parts: &'t mut Parts<'a>, from: Option<Carried>) -> Self {
-        let (from, done) = from.map(|carried| (carried.cursor, carried.done)).unwrap_or_default();
+        let (from, done, mut tally) =
+            from.map(|carried| (carried.cursor, carried.done, carried.tally)).unwrap_or_default();
+        let communicator = trainer.communicator();
+        // what the last generation waited for is counted there
+        communicator.take_waited();
+        let (generation, world) = (Generation(communicator.generation()), communicator.world());
+        tally.begin(generation, world, trainer.mark());
+        parts.input.take_waited();
+        let (at, none) = (Instant::now(), Duration::ZERO);
         Self {
+            tally,
+            last: Clock { at, reduce: none, data: none, checkpoint: none, other: none },
             tick: TickState::new(from.tick_start_images, from.images, from.skipped_updates),
             seconds_before: from.seconds,
             best: from.best,
@@ -135,6 +160,9 @@ impl<'t, 'a> Training<'t, 'a> {
     }
 
     fn run(&mut self) -> Result<Ending, Failure> {
+        // whoever spoke for the run before may not have told all of it
+        let spans: Vec<_> = self.tally.spans().cloned().collect();
+        spans.iter().for_each(|span| self.record(span));
         if self.images() == 0 {
             self.reals();
             self.fakes()?;
@@ -161,8 +189,9 @@ impl<'t, 'a> Training<'t, 'a> {
             self.evaluate(level)?;
         }
         self.report(Activity::Checkpoint, 0.0);
-        let cursor = self.cursor();
+        let (cursor, began) = (self.cursor(), Instant::now());
         let last = self.parts.checkpoints.finish(self.trainer, cursor)?;
+        self.tick.checkpoint_stall += began.elapsed();
         self.announce(last);
         self.parts.outputs.finish();
         // nobody leaves before everybody has what it waits for
@@ -188,6 +217,7 @@ impl<'t, 'a> Training<'t, 'a> {
         if self.trainer.position().begins_cycle() {
             self.between_cycles()?;
         }
+        self.last = self.clock();
         self.report(Activity::Train, began.elapsed().as_secs_f64());
         // one coordinator that still gives orders is enough to make it a stop
         Ok(match agreed {
@@ -262,18 +292,19 @@ impl<'t, 'a> Training<'t, 'a> {
         if skipped - self.tick.skipped_before >= self.tick.steps && self.tick.steps > 0 {
             return Err(Failure::Diverged(ImagesSeen(images)));
         }
-        let seconds = self.tick.began.elapsed().as_secs_f64();
+        let clock = self.clock();
+        let seconds = (clock.at - self.tick.began).as_secs_f64();
         let shown = (images - self.tick.measured_from) as f64;
-        let reduce = self.trainer.communicator().take_waited();
-        let data = self.parts.input.take_waited();
-        let (stall, other) = (self.tick.checkpoint_stall, self.tick.other);
-        let compute = seconds - [reduce, data, stall, other].iter().map(Duration::as_secs_f64).sum::<f64>();
+        let classes = self.spent(&clock);
+        self.tally.close(self.trainer.mark(), &classes, true);
+        self.trainer.communicator().take_waited();
+        self.parts.input.take_waited();
         let spent = [
-            ("data", data.as_secs_f64()),
-            ("compute", compute),
-            ("reduce_wait", reduce.as_secs_f64()),
-            ("checkpoint", stall.as_secs_f64()),
-            ("other", other.as_secs_f64()),
+            ("data", Class::Data),
+            ("compute", Class::Compute),
+            ("reduce_wait", Class::Communication),
+            ("checkpoint", Class::Checkpoint),
+            ("other", Class::Evaluation),
         ];
         let tick = Tick {
             images,
@@ -290,11 +321,69 @@ impl<'t, 'a> Training<'t, 'a> {
             memory_mib: peak_memory_mib(),
             skipped_updates: skipped,
             stats,
-            spent: spent.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
+            spent: spent.into_iter().map(|(name, class)| (name.to_owned(), classes[&class])).collect(),
         };
         self.say(&Event::Tick(tick));
+        self.record_last();
         self.tick = TickState::new(images, images, skipped);
         Ok(())
+    }
+
+    fn clock(&mut self) -> Clock {
+        Clock {
+            at: Instant::now(),
+            reduce: self.trainer.communicator().waited(),
+            data: self.parts.input.waited(),
+            checkpoint: self.tick.checkpoint_stall,
+            other: self.tick.other,
+        }
+    }
+
+    /// Seconds of the tick so far.
+    fn spent(&self, clock: &Clock) -> Spent {
+        let seconds = clock.at.saturating_duration_since(self.tick.began).as_secs_f64();
+        let known = [
+            (Class::Communication, clock.reduce),
+            (Class::Data, clock.data),
+            (Class::Checkpoint, clock.checkpoint),
+            (Class::Evaluation, clock.other),
+        ];
+        let known = known.map(|(class, time)| (class, time.as_secs_f64()));
+        let compute = (seconds - known.iter().map(|(_, seconds)| seconds).sum::<f64>()).max(0.0);
+        known.into_iter().chain([(Class::Compute, compute)]).collect()
+    }
+
+    /// This generation is over: what it did, and, if it was lost, what that cost so far.
+    fn settle(&mut self, ending: &Result<Ending, Failure>) {
+        let now = self.clock();
+        let clock = if ending.is_ok() { now } else { self.last };
+        let spent = self.spent(&clock);
+        self.tally.close(self.trainer.mark(), &spent, false);
+        match ending {
+            Ok(Ending::Regroup) => {}
+            Ok(_) => self.record_last(),
+            Err(_) => {
+                let in_flight = now.at.saturating_duration_since(self.last.at);
+                let waited = now.reduce.saturating_sub(self.last.reduce).min(in_flight);
+                self.tally.lose(Class::Detection, waited.as_secs_f64());
+                self.tally.lose(Class::Redone, (in_flight - waited).as_secs_f64());
+            }
+        }
+    }
+
+    fn record_last(&mut self) {
+        let last = self.tally.spans().next_back().cloned();
+        last.iter().for_each(|span| self.record(span));
+    }
+
+    /// Rank 0 keeps the ledger.
+    fn record(&mut self, span: &Span) {
+        if self.trainer.communicator().rank() == 0 {
+            match serde_json::to_string(span) {
+                Ok(json) => self.parts.agent.ledger(json),
+                Err(error) => tracing::warn!("a line of the ledger could not be written: {error}"),
+            }
+        }
     }
 
     /// A run that is evaluated at its end only says where it started too: the untrained network at full resolution.
@@ -366,6 +455,7 @@ impl<'t, 'a> Training<'t, 'a> {
             cycle_images: position.cycle_images,
             repeat: position.round,
             phase: position.step,
+            steps: self.trainer.mark().steps,
             last_knee: self.trainer.knee(),
             skipped_updates: self.trainer.skipped_updates(),
             optimizer_steps: modules

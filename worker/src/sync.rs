@@ -9,6 +9,7 @@ use crate::ranks::Ranks;
 use crate::trainer::Trainer;
 use collective::CollectiveError;
 use common::checkpoint::{Digest, Manifest, TrainerCursor};
+use common::ledger::Tally;
 use common::schedule::StateVersion;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, no_grad};
@@ -22,6 +23,8 @@ pub struct Carried {
     pub done: u64,
     /// The newest checkpoint.
     pub parent: Option<Manifest>,
+    /// What was done, as far as it may not be recorded yet.
+    pub tally: Tally,
 }
 
 /// Brings all ranks to the latest state that one of them holds, and returns what belongs to it; `None` where nobody holds any.

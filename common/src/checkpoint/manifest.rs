@@ -69,6 +69,8 @@ pub struct TrainerCursor {
     pub repeat: u32,
     /// Index of the next phase within the minibatch.
     pub phase: u32,
+    /// Optimizer steps since the run began, those of all networks together.
+    pub steps: u64,
     /// `(floor, ceil)` of lod when the optimizers were last reset; `None` before the first step.
     pub last_knee: Option<(u32, u32)>,
     /// Updates skipped because a reduced gradient was not finite, since the run began.

@@ -224,6 +224,11 @@ impl Agent {
         self.enqueue(Body::Tick(rpc::Tick { generation: self.shared.place().generation.0, event: event_json }));
     }
 
+    /// Sends one [`common::ledger::Span`] as JSON. Rank 0 only. Kept while the coordinator is away, up to a bound.
+    pub fn ledger(&self, span: String) {
+        self.enqueue(Body::Ledger(rpc::Ledger { span }));
+    }
+
     /// Announces a committed checkpoint. Rank 0 only. Kept while the coordinator is away, up to a bound.
     pub fn stored(&self, stored: Stored) {
         self.enqueue(Body::Stored(rpc::Stored {

@@ -23,7 +23,7 @@ struct Sample {
 pub fn measure(options: &Options, res: u32, communicator: Communicator) -> Result<(), Failure> {
     let mut trainer = trainer(&options.config(res)?, communicator);
     let images = options.images();
-    trainer.restore(Position { images, cycle_images: images, ..Position::default() }, None, 0);
+    trainer.restore(Position { images, cycle_images: images, ..Position::default() }, 0, None, 0);
     let level = trainer.stage().level;
     if level.resolution != res || (level.alpha() - options.alpha).abs() > 1e-6 {
         return Err(format!("no run is at {res} px with alpha {}", options.alpha).into());

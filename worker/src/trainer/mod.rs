@@ -15,6 +15,7 @@ use crate::optimizer::Optimizer;
 use collective::{CollectiveError, TreeSum, deal};
 use common::config::resolved::{Determinism, RunConfig};
 use common::ids::{Generation, ImagesSeen};
+use common::ledger::Mark;
 use common::schedule::{Position, Stage, StateVersion};
 use native::{HostF32, NativeError};
 use std::collections::BTreeMap;
@@ -87,6 +88,7 @@ pub struct Trainer {
     averages: Vec<Tensor>,
     tree: TreeSum,
     position: Position,
+    steps: u64,
     stage: Stage,
     /// The generation that brought the state where it is; `None` while it is nobody's.
     line: Option<Generation>,
@@ -140,6 +142,7 @@ impl Trainer {
             averages,
             tree: TreeSum::default(),
             position: Position::default(),
+            steps: 0,
             line: None,
             knee: None,
             skipped: Tensor::zeros([1], (Kind::Float, device)),
@@ -165,9 +168,9 @@ impl Trainer {
         self.line = line;
     }
 
-    /// Goes on from another position; the tensors were filled in by the caller.
-    pub fn restore(&mut self, position: Position, knee: Option<(u32, u32)>, skipped: u64) {
-        self.position = position;
+    /// Goes on from another position, reached in so many `steps`; the tensors were filled in by the caller.
+    pub fn restore(&mut self, position: Position, steps: u64, knee: Option<(u32, u32)>, skipped: u64) {
+        (self.position, self.steps) = (position, steps);
         self.stage = Stage::at(&self.config, ImagesSeen(position.cycle_images));
         self.knee = knee;
         no_grad(|| {
@@ -294,6 +297,7 @@ impl Trainer {
             self.stage = Stage::at(&self.config, ImagesSeen(self.position.images));
         }
         self.line = Some(Generation(self.communicator.generation()));
+        self.steps += 1;
         // here, not when the next step begins: one position has one state
         self.reset_at_knee();
     }
@@ -380,6 +384,12 @@ impl Trainer {
     #[must_use]
     pub fn position(&self) -> Position {
         self.position
+    }
+
+    /// How much of the run is done, for the ledger.
+    #[must_use]
+    pub fn mark(&self) -> Mark {
+        Mark { steps: self.steps, images: self.position.images }
     }
 
     /// `(floor, ceil)` of lod at the last reset, for the checkpoint.

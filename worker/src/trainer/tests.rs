@@ -215,7 +215,7 @@ fn a_run_put_back_into_place_goes_on_to_the_same_bits() {
             for (from, to) in snapshot::live(&first).iter().zip(snapshot::live(&second)) {
                 snapshot::restore(&to, &snapshot::copy(from).encode().unwrap().0).unwrap();
             }
-            second.restore(first.position(), first.knee(), first.skipped_updates());
+            second.restore(first.position(), first.mark().steps, first.knee(), first.skipped_updates());
             let steps: Vec<u64> = first.optimizers().iter().map(Optimizer::steps).collect();
             for (optimizer, steps) in second.optimizers_mut().iter_mut().zip(steps) {
                 optimizer.set_steps(steps);
