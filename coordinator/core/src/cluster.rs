@@ -11,9 +11,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A longer gap between two events means that the coordinator itself stood still (stopped, swapped out): not the
-/// workers' fault.
-pub const PAUSE: Duration = Duration::from_secs(1);
+/// A longer gap between two events, of which the clock's alone come ten times a second, means that the coordinator itself
+/// stood still (stopped, swapped out): not the workers' fault.
+pub const PAUSE: Duration = Duration::from_millis(300);
 
 /// What the workers were told to end for.
 #[derive(Clone, Debug, PartialEq)]
@@ -103,7 +103,7 @@ impl Pulse {
     pub(crate) fn advance(&mut self, now: Duration, patience: Duration) -> Duration {
         let gap = now.saturating_sub(self.last);
         if gap > PAUSE {
-            self.skipped += gap - PAUSE.min(patience / 2);
+            self.skipped += gap - PAUSE.min(patience / 4);
         }
         self.last = self.last.max(now);
         self.last - self.skipped

@@ -102,30 +102,39 @@ impl Cluster {
         (possible > world || leaving > 0 && possible > 0 || world > wanted).then_some(possible)
     }
 
-    /// A rank for which all others wait, although it says that it is alive, hangs.
+    /// A rank for which the others wait is lost: soon if it says nothing either, later if it says that it is alive.
     fn find_hung(&mut self, now: Duration, actions: &mut Vec<Action>) {
-        let formation = &self.formation;
-        let mut limit = (formation.step_time * 5).max(HANG_MIN).max(self.policy.patience);
-        if formation.steps < STEPS_KNOWN.saturating_mul(self.world()) {
-            limit = limit.max(WARM_UP);
-        }
-        let stood = now.saturating_sub(formation.moved);
+        let (formation, patience) = (&self.formation, self.policy.patience);
+        let (stood, steps) = (now.saturating_sub(formation.moved), formation.step_time * 5);
+        let known = formation.steps >= STEPS_KNOWN.saturating_mul(self.world());
+        let limit = steps.max(HANG_MIN).max(patience).max(if known { Duration::ZERO } else { WARM_UP });
         let trains = |member: &Member| member.has_entered(self.generation) && member.standing.activity == "train";
-        if stood < limit || !self.at_work().all(|(_, member)| trains(member)) {
+        if stood < patience / 2 || !self.at_work().all(|(_, member)| trains(member)) {
             return;
         }
         let (waiting, busy): (Vec<_>, Vec<_>) = self.at_work().partition(|(_, member)| member.standing.waiting);
-        if waiting.is_empty() {
+        // who is heard and waits bears witness
+        let heard = |member: &Member| matches!(member.link, Link::Up { seen, .. } if now < seen + patience / 2);
+        if !waiting.iter().any(|(_, member)| heard(member)) {
             return;
         }
-        // who is silent or out of reach is judged by that
-        let patience = self.policy.patience;
-        let alive = |member: &Member| matches!(member.link, Link::Up { seen, .. } if now <= seen + patience);
-        let hung: Vec<(WorkerId, String)> = (busy.into_iter().filter(|(_, member)| alive(member)))
-            .map(|(worker, member)| (worker.clone(), member.standing.activity.clone()))
-            .collect();
-        for (worker, activity) in hung {
-            self.lose(&worker, Cause::Hung { for_: stood, activity }, now, actions);
+        let silent = known && stood >= steps;
+        let judged = (busy.into_iter()).filter_map(|(worker, member)| {
+            let cause = match member.link {
+                Link::Up { seen, .. } if now >= seen + patience / 2 => {
+                    silent.then(|| Cause::Silent { for_: now - seen })?
+                }
+                Link::Up { .. } if stood >= limit => {
+                    Cause::Hung { for_: stood, activity: member.standing.activity.clone() }
+                }
+                // one that is out of reach is judged by that
+                _ => return None,
+            };
+            Some((worker.clone(), cause))
+        });
+        let lost: Vec<(WorkerId, Cause)> = judged.collect();
+        for (worker, cause) in lost {
+            self.lose(&worker, cause, now, actions);
         }
     }
 }

@@ -129,7 +129,7 @@ async fn converse(link: &mut Link, sender: mpsc::Sender<FromWorker>, mut incomin
 }
 
 fn heartbeat(patience: Duration) -> Interval {
-    let mut beat = interval(PROGRESS.min(patience / 4).max(Duration::from_millis(10)));
+    let mut beat = interval(PROGRESS.min(patience / 8).max(Duration::from_millis(10)));
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     beat
 }
