@@ -177,6 +177,7 @@ impl<'a> Driver<'a> {
                     ready: progress.ready,
                     has_state: progress.has_state,
                     trouble: cut(&progress.trouble, TEXT_MAX),
+                    diverged: progress.diverged,
                     leaving: progress.leaving,
                     images: ImagesSeen(progress.images),
                     step: progress.phase,
@@ -366,6 +367,7 @@ impl<'a> Driver<'a> {
             secret: secret.to_vec(),
             resume: assignment.resume.as_ref().map(|stored| stored.manifest.clone()).unwrap_or_default(),
             rollback: assignment.rollback,
+            redraw: assignment.redraw,
         };
         self.send(session, to_worker::Body::Assign(assign));
         None

@@ -54,6 +54,7 @@ pub(crate) struct Formation {
     /// The checkpoint to start from where no rank holds the state: the same for all, whenever they ask.
     pub resume: Option<Stored>,
     pub rollback: bool,
+    pub redraw: bool,
     /// When a step was last seen to be taken. Every step needs all ranks.
     pub progressed: Duration,
     /// When a rank was last seen to take a step or to turn to something else.
@@ -68,6 +69,8 @@ pub(crate) struct Formation {
     pub over: Option<Duration>,
     /// All left it together.
     pub voluntary: bool,
+    /// It is known what to do about it that training diverged.
+    pub diverged: bool,
 }
 
 /// Failures without progress in between.
@@ -80,6 +83,8 @@ pub(crate) struct Strikes {
     pub rolled_back: bool,
     /// The next generation is to go back.
     pub rollback: bool,
+    /// And to draw other random numbers.
+    pub redraw: bool,
     pub last: String,
 }
 
@@ -122,6 +127,8 @@ pub struct Cluster {
     pub(crate) departing: BTreeMap<WorkerId, Departing>,
     pub(crate) wanted: u32,
     pub(crate) strikes: Strikes,
+    /// How often training diverged since there was a new checkpoint.
+    pub(crate) divergences: u32,
     /// The last generation that went back to a checkpoint.
     pub(crate) went_back: Generation,
     pub(crate) losses: VecDeque<Loss>,
@@ -148,6 +155,7 @@ impl Cluster {
             departing: BTreeMap::new(),
             wanted: policy.workers,
             strikes: Strikes::default(),
+            divergences: 0,
             went_back: Generation(0),
             losses: VecDeque::new(),
             images: newest.as_ref().map(|stored| stored.images).unwrap_or_default(),

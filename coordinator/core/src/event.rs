@@ -96,6 +96,8 @@ pub struct Standing {
     pub has_state: bool,
     /// With `ready`: why its last generation ended for it; empty if all left it together.
     pub trouble: String,
+    /// With `ready`: its last generation ended because training diverged, on every rank alike.
+    pub diverged: bool,
     /// It was told to go, and wants no further place.
     pub leaving: bool,
     /// Images seen.
@@ -220,6 +222,8 @@ pub struct Assignment {
     pub resume: Option<Stored>,
     /// Start from `resume` whoever holds what.
     pub rollback: bool,
+    /// And draw other random numbers from here on than the run did before.
+    pub redraw: bool,
 }
 
 /// One thing to do. The shell performs them in order.

@@ -164,13 +164,16 @@ impl Cluster {
         eligible.truncate(self.wanted.max(1) as usize);
         eligible.extend(self.hands_over(&eligible));
         let mut rollback = std::mem::take(&mut self.strikes.rollback);
+        let mut redraw = std::mem::take(&mut self.strikes.redraw);
         let (over, mut latest) = (self.generation, self.generation);
         for member in self.members.values_mut() {
             let standing = &member.standing;
             latest = latest.max(standing.generation);
             // it has not gone back with the others, so that none of them took a step: all do it again
             let unmoved = standing.generation < over || standing.images == member.origin;
-            rollback |= self.formation.rollback && member.is_placed() && standing.has_state && unmoved;
+            let again = self.formation.rollback && member.is_placed() && standing.has_state && unmoved;
+            rollback |= again;
+            redraw |= again && self.formation.redraw;
             (member.rank, member.out) = (None, false);
         }
         self.generation = Generation(latest.0 + 1);
@@ -194,7 +197,8 @@ impl Cluster {
         if rollback {
             self.went_back = self.generation;
         }
-        self.formation = Formation { peers, resume, rollback, progressed: now, moved: now, ..Formation::default() };
+        self.formation =
+            Formation { peers, resume, rollback, redraw, progressed: now, moved: now, ..Formation::default() };
         self.phase = Phase::Running;
         actions.push(Action::Report(Reason::Formed { generation: self.generation, world: self.world() }));
         for worker in &eligible {
@@ -206,13 +210,14 @@ impl Cluster {
 
     pub(crate) fn assignment_of(&self, worker: &WorkerId, session: SessionId) -> Option<Action> {
         let rank = self.members.get(worker)?.rank?;
-        let Formation { peers, resume, rollback, .. } = &self.formation;
+        let Formation { peers, resume, rollback, redraw, .. } = &self.formation;
         let assignment = Assignment {
             generation: self.generation,
             rank,
             peers: Arc::clone(peers),
             resume: resume.clone(),
             rollback: *rollback,
+            redraw: *redraw,
         };
         Some(Action::Assign { worker: worker.clone(), session, assignment })
     }
@@ -256,6 +261,10 @@ impl Cluster {
         // one who is only out of reach may hold the state that nobody else does, or be the cause of it all
         let unknown = self.at_work().next().is_some() && waited < self.policy.patience;
         if unknown && (holders.is_empty() || self.is_struck()) {
+            return;
+        }
+        self.judge_divergence(now, actions);
+        if self.phase != Phase::Reconfiguring {
             return;
         }
         if self.stop.is_none() {
@@ -312,6 +321,27 @@ impl Cluster {
             self.lose(&worker, Cause::Stuck { for_: waited }, now, actions);
         }
         self.phase == Phase::Reconfiguring
+    }
+
+    /// If training diverged: back to the newest checkpoint, with other random numbers; but not again and again. What the
+    /// workers hold is not worth storing.
+    fn judge_divergence(&mut self, now: Duration, actions: &mut Vec<Action>) {
+        let said = |member: &Member| member.is_placed() && member.out && member.standing.diverged;
+        if self.formation.diverged || !self.members.values().any(said) {
+            return;
+        }
+        self.formation.diverged = true;
+        self.divergences += 1;
+        // it is no failure of a worker
+        self.strikes.count = self.strikes.count.saturating_sub(1);
+        let (images, times) = (self.images, self.divergences);
+        match &self.newest {
+            Some(newest) if times <= self.policy.failures.max(1) && self.stop.is_none() => {
+                actions.push(Action::Report(Reason::Redraw { images, to: newest.images }));
+                (self.strikes.rollback, self.strikes.redraw) = (true, true);
+            }
+            _ => self.drain(Ending::Failure(Reason::Diverged { images, times }), now, actions),
+        }
     }
 
     /// Whether the run has failed too often at one place.

@@ -143,6 +143,26 @@ pub enum Reason {
         /// Where.
         images: ImagesSeen,
     },
+    /// Training diverged: it goes back to a checkpoint.
+    #[error("training diverged at {images}: back to {to}, with other random numbers")]
+    Redraw {
+        /// Where.
+        images: ImagesSeen,
+        /// Images at the checkpoint.
+        to: ImagesSeen,
+    },
+    /// Training diverges again and again, or there is no checkpoint to go back to.
+    #[error(
+        "training diverged at {images}{}: lower train.optimizer.learning_rate, or go on from an earlier checkpoint \
+         (`coordinator checkpoints ls`)",
+        if *.times > 1 { format!(", {times} times in a row") } else { String::new() }
+    )]
+    Diverged {
+        /// Where.
+        images: ImagesSeen,
+        /// How often.
+        times: u32,
+    },
     /// The run fails again and again, also after going back, or has no checkpoint to go back to.
     #[error("{failures} failures in a row at {images}: giving up. The last one: {last}")]
     CrashLoop {

@@ -105,6 +105,9 @@ impl Cluster {
     }
 
     fn committed(&mut self, stored: Stored) {
+        if self.newest.as_ref().is_none_or(|newest| stored.images > newest.images) {
+            self.divergences = 0;
+        }
         if self.newest.as_ref().is_none_or(|newest| stored.images >= newest.images) {
             self.newest = Some(stored);
         }

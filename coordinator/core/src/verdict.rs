@@ -104,6 +104,7 @@ pub(crate) fn exit(reason: &Reason) -> Exit {
         Reason::Lost { cause: Cause::Exited { status: ExitStatus::Code(code), .. }, .. } => Some(*code),
         Reason::Lost { .. } | Reason::Missing { .. } | Reason::StopOverdue { .. } | Reason::CrashLoop { .. } => None,
         Reason::Killed => return Exit::Interrupted,
+        Reason::Diverged { .. } => return Exit::Diverged,
         _ => return Exit::Ok,
     };
     match code.and_then(Exit::from_code) {

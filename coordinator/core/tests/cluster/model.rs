@@ -6,6 +6,9 @@ use common::ids::{Generation, ImagesSeen};
 use coordinator_core::{Action, Assignment, SessionId, Standing, WorkerId};
 use std::time::Duration;
 
+/// The trouble of one whose training diverged.
+pub const DIVERGED: &str = "training diverged";
+
 /// How messages fare. Calm by default.
 #[derive(Clone, Debug, Default)]
 pub struct Net {
@@ -126,6 +129,7 @@ impl Worker {
     pub fn get_out(&mut self, trouble: &str) {
         self.standing.ready = true;
         self.standing.trouble = trouble.to_owned();
+        self.standing.diverged = trouble == DIVERGED;
         self.standing.activity = "join".into();
         self.standing.waiting = false;
         self.met = false;

@@ -2,6 +2,7 @@
 //! go.
 
 use crate::look::{is_regroup, is_spawn, is_stop};
+use crate::model::DIVERGED;
 use crate::run::{CLOCK, Run, policy};
 use common::exit::Exit;
 use common::ids::ImagesSeen;
@@ -133,6 +134,45 @@ fn a_stop_that_fails_again_and_again_ends_too() {
     crash(&mut run, policy(2).failures);
     let outcome = run.ends(10 * SECOND);
     assert!(matches!(outcome.reason, Reason::CrashLoop { .. }), "{outcome:?}");
+}
+
+#[test]
+fn training_that_diverges_goes_back_and_draws_anew_and_ends_if_that_does_not_help() {
+    let mut run = Run::started(policy(2));
+    run.operator(Command::Checkpoint);
+    run.pass(2 * SECOND);
+    let (mark, stored) = (run.log.len(), run.stored);
+    run.trouble(run.rank(0), DIVERGED);
+    run.trouble(run.rank(1), DIVERGED);
+    assert!(run.until(SECOND, |run| run.trains_with(2)), "{:?}", run.cluster);
+    let places = run.assignments(mark);
+    assert!(places.iter().all(|(_, place)| place.rollback && place.redraw && place.resume.is_some()), "{places:?}");
+    assert!(run.reasons(mark).iter().any(|reason| matches!(reason, Reason::Redraw { to, .. } if *to == stored)));
+    assert!(run.images() < stored.0 + 10 && run.cluster.losses().count() == 0);
+    // a loss does not make it draw anew once more
+    run.pass(SECOND);
+    let mark = run.log.len();
+    run.trouble(run.rank(0), "a peer does not answer");
+    assert!(run.until(SECOND, |run| run.trains_with(2)), "{:?}", run.cluster);
+    assert!(run.assignments(mark).iter().all(|(_, place)| !place.rollback && !place.redraw));
+    // a checkpoint since is a new start
+    run.operator(Command::Checkpoint);
+    run.pass(2 * SECOND);
+    let stored = run.stored;
+    for _ in 0..policy(2).failures {
+        run.trouble(run.rank(0), DIVERGED);
+        run.trouble(run.rank(1), DIVERGED);
+        assert!(run.until(SECOND, |run| run.trains_with(2)), "{:?}", run.cluster);
+        run.pass(SECOND);
+    }
+    run.trouble(run.rank(0), DIVERGED);
+    let outcome = run.ends(10 * SECOND).clone();
+    assert_eq!((outcome.exit, outcome.newest.map(|newest| newest.images)), (Exit::Diverged, Some(stored)));
+    assert!(outcome.reason.to_string().contains("4 times in a row"), "{}", outcome.reason);
+    // without a checkpoint there is nothing to go back to
+    let mut run = Run::started(policy(2));
+    run.trouble(run.rank(1), DIVERGED);
+    assert_eq!(run.ends(10 * SECOND).exit, Exit::Diverged);
 }
 
 #[test]

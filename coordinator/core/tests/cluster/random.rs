@@ -251,6 +251,7 @@ fn any_standing() -> impl Strategy<Value = Standing> {
             has_state,
             trouble: if trouble { "trouble".into() } else { String::new() },
             leaving,
+            diverged: trouble && step == 1,
             images: ImagesSeen(images),
             step,
             activity: "train".into(),
