@@ -3,6 +3,7 @@
 //! Pure data and pure functions. This crate must never know a tensor library, a socket, a clock or a disk: what is here
 //! can be called from the coordinator, from a worker and from a simulator, and gives the same answer everywhere.
 
+pub mod chaos;
 pub mod checkpoint;
 pub mod config;
 pub mod exit;

@@ -30,6 +30,16 @@ pub enum Purpose {
     Evaluate = 8,
     /// Patches and projections of a metric.
     Metric = 9,
+    /// Faults on purpose; step = number of the fault, sample = how often it struck.
+    Fault = 10,
+    /// Another seed for what follows after training diverged; step = number of the draw.
+    Redraw = 11,
+}
+
+/// The seed of all draws of training after its `draw`th new start: `seed` itself at first.
+#[must_use]
+pub fn redrawn(seed: u64, draw: u64) -> u64 {
+    if draw == 0 { seed } else { Stream::new(seed, Purpose::Redraw, draw, 0).0.next_u64() }
 }
 
 /// The stream of one sample at one step.

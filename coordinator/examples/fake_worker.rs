@@ -99,7 +99,7 @@ fn join(address: &str) -> ExitCode {
     let mut worker = Fake { agent: &agent, config, misdeed, listener, state: None };
     let mut trouble = String::new();
     loop {
-        let assignment = match agent.wait(worker.state.is_some(), &trouble) {
+        let assignment = match agent.wait(worker.state.is_some(), &trouble, false) {
             Ok(Next::Place(assignment)) => assignment,
             Ok(Next::Leave { reason }) => {
                 agent.leave(Exit::Ok, &reason);

@@ -127,6 +127,9 @@ pub struct How {
     /// Seconds that the workers have for their last checkpoint after a stop
     #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     stop_deadline: u64,
+    /// Faults on purpose: a plan of what is done to which worker, and when (docs/faults.md)
+    #[arg(long, value_name = "FILE")]
+    chaos: Option<PathBuf>,
     /// One line for each tick and decision instead of a progress bar
     #[arg(long, conflicts_with = "json")]
     plain: bool,
@@ -158,6 +161,7 @@ impl From<How> for Options {
             listen: how.listen,
             insecure: how.insecure,
             stop_deadline: Duration::from_secs(how.stop_deadline),
+            chaos: how.chaos,
             style,
         }
     }

@@ -4,6 +4,7 @@
 //! both into news for the operator. Nothing here waits for a worker, a disk or a store while an input is due.
 
 use crate::admission::random_bytes;
+use crate::chaos::Chaos;
 use crate::display::Display;
 use crate::lines::{Level, message};
 use crate::records::Records;
@@ -15,7 +16,7 @@ use common::ids::{Generation, ImagesSeen};
 use common::ledger::Entry;
 use common::metrics;
 use coordinator_core::{
-    Action, Assignment, Cluster, Command, Event, Outcome, Policy, Reason, SessionId, Standing, Stored, WorkerId, step,
+    Action, Assignment, Cluster, Command, Event, Member, Outcome, Policy, Process, Reason, SessionId, Standing, Stored, WorkerId, step,
 };
 use rpc::from_worker::Body;
 use rpc::to_worker;
@@ -73,6 +74,9 @@ pub struct Driver<'a> {
     started: Instant,
     last_beat: Instant,
     signals: u32,
+    chaos: Chaos,
+    /// When training began.
+    trains_since: Option<Instant>,
     /// Local workers started so far.
     spawned: u32,
 }
@@ -98,7 +102,16 @@ impl<'a> Driver<'a> {
             last_beat: now,
             signals: 0,
             spawned: 0,
+            chaos: Chaos::default(),
+            trains_since: None,
         }
+    }
+
+    /// Strikes its own workers as the plan says.
+    #[must_use]
+    pub fn with(mut self, chaos: Chaos) -> Self {
+        self.chaos = chaos;
+        self
     }
 
     /// Starts the workers and drives the run to its end. `signals` delivers the operator's interrupts: the first asks for a
@@ -270,6 +283,7 @@ impl<'a> Driver<'a> {
 
     fn clock(&mut self) {
         self.feed(Event::Clock);
+        self.strike();
         if self.last_beat.elapsed() >= self.plan.beat {
             self.last_beat = Instant::now();
             for session in self.sessions.keys().copied().collect::<Vec<_>>() {
@@ -278,6 +292,21 @@ impl<'a> Driver<'a> {
         }
         let status = view::status(&self.plan.facts, &self.cluster, &self.reported);
         self.display.show(&News::Progress(Box::new(status)));
+    }
+
+    /// Faults on purpose.
+    fn strike(&mut self) {
+        let Some(since) = self.trains_since else { return };
+        let local = |(id, member): (&WorkerId, &Member)| {
+            let here = matches!(member.process, Process::Alive { .. });
+            Some((member.rank.filter(|_| here)?.0, id.clone()))
+        };
+        let mut ranks: Vec<_> = self.cluster.members().filter_map(local).collect();
+        ranks.sort();
+        for (worker, signal) in self.chaos.due(since.elapsed(), self.cluster.images(), &ranks) {
+            self.show(News::Note(format!("a fault on purpose: {signal} to worker {worker}")));
+            self.supervisor.signal(&worker, signal);
+        }
     }
 
     fn beat(&mut self, session: SessionId) {
@@ -384,6 +413,7 @@ impl<'a> Driver<'a> {
     fn report(&mut self, reason: Reason) {
         match &reason {
             Reason::Formed { generation, .. } => {
+                self.trains_since.get_or_insert_with(Instant::now);
                 let mut ranks: Vec<_> = self.cluster.members().filter_map(|(id, m)| Some((m.rank?, id))).collect();
                 ranks.sort();
                 let workers = ranks.into_iter().map(|(_, id)| id.to_string()).collect();

@@ -3,6 +3,7 @@
 //! Everything that can be known to fail is found out first: configuration, store, data, address. Only then do workers start.
 
 use crate::admission::{Token, hex, random_bytes};
+use crate::chaos::{self, Chaos};
 use crate::display::{Display, Style};
 use crate::driver::{Driver, Plan, tell};
 use crate::failure::Failure;
@@ -73,6 +74,8 @@ pub struct Options {
     pub insecure: bool,
     /// Time for the last checkpoint after a stop.
     pub stop_deadline: Duration,
+    /// Plan of faults on purpose.
+    pub chaos: Option<PathBuf>,
     /// How to show it.
     pub style: Style,
 }
@@ -83,6 +86,8 @@ struct Means {
     worker: PathBuf,
     /// What proves that a worker or an operator belongs here.
     token: Token,
+    /// Faults on purpose.
+    chaos: common::chaos::Plan,
 }
 
 /// Runs a training to its end and returns the exit code.
@@ -108,7 +113,8 @@ async fn begin_at(begin: Begin, options: &Options, display: &mut Display) -> Res
         return Err(Failure::new(Exit::Usage, message));
     }
     let mut interrupts = signals::catch().map_err(|error| Failure::new(Exit::Internal, error))?;
-    let means = Means { worker: machine::worker_binary()?, token: token()? };
+    let chaos = options.chaos.as_deref().map(chaos::read).transpose()?.unwrap_or_default();
+    let means = Means { worker: machine::worker_binary()?, token: token()?, chaos };
     let origin = async {
         match begin {
             Begin::Experiment { file, resume } => {
@@ -148,7 +154,7 @@ async fn begin_at(begin: Begin, options: &Options, display: &mut Display) -> Res
 
 async fn begin_and_drive(
     origin: &Origin,
-    Means { worker, token }: &Means,
+    Means { worker, token, chaos }: &Means,
     held: &Held,
     options: &Options,
     records: &mut Records,
@@ -173,7 +179,10 @@ async fn begin_and_drive(
     let nonce = hex(&random_bytes().map_err(no_randomness)?[..2]);
     let workers = origin::workers(&options.overrides, &origin.config);
     let local = options.local.unwrap_or(workers);
-    let recipe = recipe(worker, address, token, machine::gpus(), &nonce);
+    let mut recipe = recipe(worker, address, token, machine::gpus(), &nonce);
+    if !chaos.fault.is_empty() {
+        recipe.environment.push((common::chaos::VARIABLE.to_owned(), to_json(&chaos.of_workers(workers))?));
+    }
     let mut plan = plan(origin, options, config, (workers, local), recipe);
     // a generation after the newest checkpoint may have left nothing but its steps
     plan.generation = plan.generation.max(records.ledger().last().unwrap_or_default());
@@ -198,7 +207,8 @@ async fn begin_and_drive(
     let (inputs, receiver) = mpsc::channel(1024);
     let serving = tokio::spawn(server::serve(listener, token.clone(), BUILD, inputs));
     let (supervisor, children) = Supervisor::new();
-    let driven = Driver::new(plan, supervisor, records, display).run(receiver, children, interrupts).await;
+    let driver = Driver::new(plan, supervisor, records, display).with(Chaos::new(chaos));
+    let driven = driver.run(receiver, children, interrupts).await;
     serving.abort();
     let outcome = driven.map_err(|error| {
         Failure::new(Exit::Internal, format!("the worker {} cannot be started: {error}", worker.display()))
@@ -317,7 +327,7 @@ fn resume_command(origin: &Origin) -> String {
     format!("coordinator resume {}", origin.run.url())
 }
 
-fn to_json(config: &common::config::resolved::RunConfig) -> Result<String, Failure> {
+fn to_json(config: &impl serde::Serialize) -> Result<String, Failure> {
     serde_json::to_string(config).map_err(|error| Failure::new(Exit::Internal, format!("the configuration: {error}")))
 }
 

@@ -11,6 +11,7 @@
 //! | [`prepare`](mod@prepare) | the data set, made ready by a child |
 //! | [`driver`] | the loop: one input, one step of the core, its actions performed |
 //! | [`server`], [`admission`] | the gRPC server, and who may speak to it |
+//! | [`chaos`](mod@chaos) | faults on purpose |
 //! | [`supervisor`], [`lines`] | worker processes, and what they write |
 //! | [`records`] | `metrics.jsonl`, `ledger.jsonl` and `log.txt` |
 //! | [`view`], [`render`], [`display`] | what is shown: as data, as text, on which screen |
@@ -21,6 +22,7 @@
 //! | [`config_cli`], [`checkpoints_cli`] | `config`: experiment files; `checkpoints`: what a run has stored |
 
 pub mod admission;
+pub mod chaos;
 pub mod checkpoints_cli;
 pub mod cli;
 pub mod config_cli;

@@ -114,11 +114,16 @@ impl Supervisor {
 
     /// Sends a signal to a worker and whatever it started.
     pub fn kill(&self, worker: &WorkerId, force: Force) {
-        let Some(&group) = self.alive.get(worker) else { return };
         let signal = match force {
             Force::Term => Signal::SIGTERM,
             Force::Kill => Signal::SIGKILL,
         };
+        self.signal(worker, signal);
+    }
+
+    /// Sends a signal to a worker and to what it started; one that is gone hears nothing.
+    pub fn signal(&self, worker: &WorkerId, signal: Signal) {
+        let Some(&group) = self.alive.get(worker) else { return };
         tracing::debug!("{signal} to worker {worker}, process group {group}");
         if let Err(error) = killpg(group, signal) {
             tracing::debug!("{signal} to worker {worker} had no effect: {error}");

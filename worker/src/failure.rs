@@ -54,10 +54,9 @@ pub enum Failure {
     /// The last state is not stored.
     #[error(transparent)]
     Finish(#[from] FinishError),
-    /// A tick without one update that could be applied.
+    /// Too many updates in a row that could not be applied.
     #[error(
-        "every update of the last tick, up to {0}, was skipped because its gradient was not finite: the run has diverged. \
-         Resume an earlier checkpoint with a lower train.optimizer.learning_rate or another seed"
+        "the last updates, up to {0}, were all skipped because their gradients were not finite: training has diverged"
     )]
     Diverged(ImagesSeen),
     /// The coordinator does not count this worker any more.

@@ -14,7 +14,7 @@ use crate::ranks::Ranks;
 use crate::run::{self, Ending, Parts};
 use crate::sync::{self, Carried};
 use crate::trainer::{StepError, Trainer};
-use crate::{alike, environment, prepare};
+use crate::{alike, chaos, environment, prepare};
 use agent::{Activity, Agent, Assignment, JoinInfo, Next, Notice, Progress};
 use collective::{Collective, Listener, Membership, Mesh, Solo};
 use common::checkpoint::{Dataset, ManifestKey, TrainerCursor};
@@ -115,7 +115,7 @@ impl Worker {
         Ok(Self {
             input: Input::new(Arc::clone(&pyramid), config.seed, config.data.mirror),
             checkpoints: Checkpoints::new(Arc::clone(&runtime), run.clone(), identity, None),
-            trainer: build(&config, device),
+            trainer: struck(build(&config, device)),
             fresh: true,
             carried: None,
             left: None,
@@ -131,20 +131,23 @@ impl Worker {
 
     /// Takes part in generations until there is nothing more to do; the exit code and what to say.
     fn serve(mut self, agent: &Agent) -> Result<(Exit, String), Failure> {
-        let mut trouble = String::new();
+        let (mut trouble, mut diverged) = (String::new(), false);
         loop {
             self.doing(agent, Activity::Join);
-            match agent.wait(self.carried.is_some(), &trouble)? {
+            match agent.wait(self.carried.is_some(), &trouble, diverged)? {
                 Next::Leave { reason } => return Ok((Exit::Ok, format!("not needed any more: {reason}"))),
                 Next::Orphaned => return self.store_alone(agent),
                 Next::Place(assignment) => match self.take_part(agent, &assignment) {
-                    Ok(Ending::Regroup) => trouble.clear(),
+                    Ok(Ending::Regroup) => (trouble, diverged) = (String::new(), false),
                     Ok(Ending::Complete) => return Ok((Exit::Ok, "complete".to_owned())),
                     Ok(Ending::Stopped) => return Ok((Exit::Ok, format!("stopped: {}", agent.stop_reason()))),
                     Ok(Ending::Orphaned) => return Ok(orphaned()),
-                    Err(failure) if failure.exit() == Exit::WorkerLost && !agent.commands().dismissed => {
+                    Err(failure)
+                        if matches!(failure.exit(), Exit::WorkerLost | Exit::Diverged)
+                            && !agent.commands().dismissed =>
+                    {
                         tracing::info!("{} is over for this worker: {failure}", assignment.generation);
-                        trouble = failure.to_string();
+                        (trouble, diverged) = (failure.to_string(), failure.exit() == Exit::Diverged);
                     }
                     Err(failure) => return Err(failure),
                 },
@@ -234,7 +237,7 @@ impl Worker {
         let carried = match &assignment.resume {
             None => {
                 if !self.fresh {
-                    self.trainer = build(&self.config, self.device);
+                    self.trainer = struck(build(&self.config, self.device));
                 }
                 Carried { cursor: TrainerCursor::default(), done: 0, parent: None, tally }
             }
@@ -249,6 +252,9 @@ impl Worker {
                 Carried { cursor: manifest.cursor.clone(), done, parent: Some(manifest), tally }
             }
         };
+        if assignment.redraw {
+            self.trainer.set_draw(assignment.generation.0);
+        }
         self.trainer.set_line(Some(assignment.generation));
         Ok(carried)
     }
@@ -316,6 +322,12 @@ fn orphaned() -> (Exit, String) {
 fn build(config: &RunConfig, device: Device) -> Trainer {
     let model = models::build(config, Kind::Float, device);
     Trainer::new(config.clone(), model, Communicator::new(Box::new(Solo::new(0))), device)
+}
+
+/// Faults on purpose, if the environment orders some.
+fn struck(mut trainer: Trainer) -> Trainer {
+    trainer.suffer(chaos::injector());
+    trainer
 }
 
 /// What this build and machine cannot do is said before anybody waits.

@@ -4,6 +4,7 @@
 //! Refuses to know which machine it is on, who else trains (the coordinator says so), and how objects are stored.
 
 pub mod alike;
+mod chaos;
 pub mod checkpoint;
 pub mod communicator;
 pub mod environment;

@@ -10,7 +10,7 @@ use crate::failure::Failure;
 use crate::generate;
 use crate::input::Input;
 use crate::outputs::Outputs;
-use crate::sync::Carried;
+use crate::sync::{self, Carried};
 use crate::trainer::{Flags, Trainer};
 use agent::{Activity, Agent, Commands, Progress, Stored};
 use common::checkpoint::TrainerCursor;
@@ -23,6 +23,11 @@ use data::Pyramid;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+/// Updates skipped in a row, all networks together, after which the run has diverged.
+const SKIPPED_MAX: u64 = 16;
+/// Steps between two looks at their number: the host waits for the device then.
+const LOOK: u64 = 16;
 
 /// How a generation ended in good order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +84,8 @@ struct Training<'t, 'a> {
     wish: bool,
     /// Rank 0: a commit that is not yet told to the others.
     committed: bool,
+    /// A rank has to be given the state anew.
+    repair: bool,
     began: Instant,
     /// Images at the last look at what is due.
     cycle_began: u64,
@@ -103,20 +110,16 @@ struct TickState {
     /// Images when this process began to measure it: after a resume, later than its start.
     measured_from: u64,
     began: Instant,
-    steps: u64,
-    skipped_before: u64,
     checkpoint_stall: Duration,
     other: Duration,
 }
 
 impl TickState {
-    fn new(start_images: u64, measured_from: u64, skipped_before: u64) -> Self {
+    fn new(start_images: u64, measured_from: u64) -> Self {
         Self {
             start_images,
             measured_from,
             began: Instant::now(),
-            steps: 0,
-            skipped_before,
             checkpoint_stall: Duration::ZERO,
             other: Duration::ZERO,
         }
@@ -146,12 +149,13 @@ impl<'t, 'a> Training<'t, 'a> {
         Self {
             tally,
             last: Clock { at, reduce: none, data: none, checkpoint: none, other: none },
-            tick: TickState::new(from.tick_start_images, from.images, from.skipped_updates),
+            tick: TickState::new(from.tick_start_images, from.images),
             seconds_before: from.seconds,
             best: from.best,
             floors: BTreeMap::new(),
             wish: false,
             committed: false,
+            repair: false,
             began: Instant::now(),
             cycle_began: done,
             trainer,
@@ -212,7 +216,10 @@ impl<'t, 'a> Training<'t, 'a> {
         let upcoming = self.trainer.upcoming(ahead);
         let real = self.parts.input.next(&upcoming)?;
         let agreed = self.trainer.step(real.as_ref(), flags)?;
-        self.tick.steps += 1;
+        let steps = self.trainer.mark().steps;
+        if steps.is_multiple_of(LOOK) && self.trainer.skipped_in_a_row() >= SKIPPED_MAX {
+            return Err(Failure::Diverged(ImagesSeen(self.images())));
+        }
         self.keep_checkpoints(agreed)?;
         if self.trainer.position().begins_cycle() {
             self.between_cycles()?;
@@ -223,7 +230,7 @@ impl<'t, 'a> Training<'t, 'a> {
         Ok(match agreed {
             Flags { stop, .. } if stop > 0.0 => Some(Ending::Stopped),
             Flags { orphaned, .. } if orphaned > 0.0 => Some(Ending::Orphaned),
-            Flags { regroup, .. } if regroup > 0.0 => Some(Ending::Regroup),
+            Flags { regroup, .. } if regroup > 0.0 || self.repair => Some(Ending::Regroup),
             _ => None,
         })
     }
@@ -258,7 +265,9 @@ impl<'t, 'a> Training<'t, 'a> {
         // A round has one state for each count of images that is stored while it goes on: the one after its last step. A
         // state between D's step and G's has the same count, and would pass for it when the run ends.
         let round_begins = self.trainer.position().step == 0;
-        if round_begins && (wanted || self.parts.checkpoints.due(self.images(), every)) {
+        let due = round_begins && (wanted || self.parts.checkpoints.due(self.images(), every));
+        // a run that may be diverging goes back to what was stored before
+        if due && self.trainer.skipped_in_a_row() == 0 {
             self.wish = false;
             let began = Instant::now();
             let cursor = self.cursor();
@@ -287,11 +296,9 @@ impl<'t, 'a> Training<'t, 'a> {
 
     fn end_tick(&mut self) -> Result<(), Failure> {
         let stats = self.trainer.take_statistics()?;
+        self.compare()?;
         let skipped = self.trainer.skipped_updates();
         let (images, stage) = (self.images(), *self.trainer.stage());
-        if skipped - self.tick.skipped_before >= self.tick.steps && self.tick.steps > 0 {
-            return Err(Failure::Diverged(ImagesSeen(images)));
-        }
         let clock = self.clock();
         let seconds = (clock.at - self.tick.began).as_secs_f64();
         let shown = (images - self.tick.measured_from) as f64;
@@ -325,7 +332,24 @@ impl<'t, 'a> Training<'t, 'a> {
         };
         self.say(&Event::Tick(tick));
         self.record_last();
-        self.tick = TickState::new(images, images, skipped);
+        self.tick = TickState::new(images, images);
+        Ok(())
+    }
+
+    /// Whether all ranks still hold one state. One that does not gives up its own, and all meet again to give it theirs.
+    fn compare(&mut self) -> Result<(), Failure> {
+        let environment = self.parts.checkpoints.environment();
+        let odd = sync::odd_ones(self.trainer, environment)?;
+        let Some(right) = (0..).find(|rank| !odd.contains(rank)).filter(|_| !odd.is_empty()) else { return Ok(()) };
+        let (rank, at) = (self.trainer.communicator().rank(), ImagesSeen(self.images()));
+        if rank == right {
+            tracing::warn!("ranks {odd:?} hold another state than rank {right} at {at}: they are given it anew");
+        }
+        if odd.contains(&rank) {
+            tracing::warn!("this worker's state is not that of the others at {at}: has its memory lost a bit?");
+            self.trainer.set_line(None);
+        }
+        self.repair = true;
         Ok(())
     }
 
@@ -458,6 +482,7 @@ impl<'t, 'a> Training<'t, 'a> {
             steps: self.trainer.mark().steps,
             last_knee: self.trainer.knee(),
             skipped_updates: self.trainer.skipped_updates(),
+            draw: self.trainer.draw(),
             optimizer_steps: modules
                 .zip(self.trainer.optimizers())
                 .map(|(m, o)| ((*m).to_owned(), o.steps()))

@@ -12,6 +12,7 @@ use common::checkpoint::{Digest, Manifest, TrainerCursor};
 use common::ledger::Tally;
 use common::schedule::StateVersion;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use tch::{Kind, Tensor, no_grad};
 
 /// What belongs to the state of a run besides its tensors.
@@ -55,6 +56,48 @@ pub fn agree(ranks: &mut Ranks, trainer: &mut Trainer, mine: Option<&Carried>) -
     checkpoint::put(trainer, &carried.cursor);
     trainer.set_line(Some(latest.line));
     Ok(Some(carried))
+}
+
+/// The ranks whose state differs from that of most (of rank 0, where there is no majority): memory that lost a bit, a kernel
+/// that is not what it should be. Every rank gets the same answer. Ranks on unlike machines may differ in the last bits, and are not
+/// compared.
+///
+/// # Errors
+/// When a rank is lost.
+pub fn odd_ones(trainer: &mut Trainer, environment: &BTreeMap<String, String>) -> Result<Vec<u32>, CollectiveError> {
+    if trainer.communicator().world() == 1 {
+        return Ok(Vec::new());
+    }
+    let mine = to_bytes(&(fingerprint(trainer), environment));
+    let told = trainer.communicator().gather(mine)?;
+    let told = told.iter().zip(0..).map(|(bytes, rank)| from_bytes(bytes, rank));
+    let told = told.collect::<Result<Vec<((i64, i64), BTreeMap<String, String>)>, _>>()?;
+    Ok(odd_among(&told))
+}
+
+fn odd_among<E: PartialEq>(told: &[((i64, i64), E)]) -> Vec<u32> {
+    if told.iter().any(|(_, environment)| *environment != told[0].1) {
+        return Vec::new();
+    }
+    let count = |state| told.iter().filter(|(theirs, _)| *theirs == state).count();
+    let most = told.iter().map(|(state, _)| count(*state)).max().unwrap_or_default();
+    let Some((right, _)) = told.iter().find(|(state, _)| count(*state) == most) else { return Vec::new() };
+    (0..).zip(told).filter(|(_, (state, _))| state != right).map(|(rank, _)| rank).collect()
+}
+
+/// Two sums over the bits of the whole state, taken where it lies: another bit anywhere makes them others.
+fn fingerprint(trainer: &Trainer) -> (i64, i64) {
+    no_grad(|| {
+        let mut sums = Tensor::zeros([2], (Kind::Int64, trainer.device()));
+        for part in snapshot::live(trainer) {
+            for (_, tensor) in &part.tensors {
+                let bits = tensor.contiguous().view([-1]).view_dtype(Kind::Int).to_kind(Kind::Int64);
+                let more = Tensor::stack(&[bits.sum(Kind::Int64), (&bits * &bits).sum(Kind::Int64)], 0);
+                sums = sums * 31 + more;
+            }
+        }
+        (sums.int64_value(&[0]), sums.int64_value(&[1]))
+    })
 }
 
 /// Sends every tensor of rank `source` to all others. A rank that `holds` the same state compares.
@@ -110,4 +153,20 @@ fn from_bytes<T: for<'a> Deserialize<'a>>(bytes: &[u8], rank: u32) -> Result<T, 
 
 fn unreadable(rank: u32, what: String) -> CollectiveError {
     CollectiveError::Protocol { rank, what }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::odd_among;
+
+    #[test]
+    fn the_odd_ones_are_those_that_differ_from_most_or_from_rank_0() {
+        let told = |states: &[i64]| states.iter().map(|state| ((*state, 0), "cpu")).collect::<Vec<_>>();
+        assert_eq!(odd_among(&told(&[7, 7, 7])), [0; 0]);
+        assert_eq!(odd_among(&told(&[7, 8, 8])), [0]);
+        assert_eq!(odd_among(&told(&[7, 8])), [1]);
+        assert_eq!(odd_among(&told(&[7, 8, 9, 8])), [0, 2]);
+        let unlike = [((1, 0), "avx2"), ((2, 0), "avx512")];
+        assert_eq!(odd_among(&unlike), [0; 0]);
+    }
 }

@@ -77,6 +77,8 @@ pub struct TrainerCursor {
     pub skipped_updates: u64,
     /// Steps of each optimizer since its last reset.
     pub optimizer_steps: BTreeMap<String, u64>,
+    /// Which draw of random numbers this is: 0, or the generation that last drew anew because training had diverged.
+    pub draw: u64,
     /// `images` at the start of the tick in work.
     pub tick_start_images: u64,
     /// Seconds of training since the run began, over all generations.

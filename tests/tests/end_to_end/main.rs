@@ -2,6 +2,7 @@
 
 mod bad_inputs;
 mod bitwise;
+mod chaos;
 mod damage;
 mod deaths;
 mod elsewhere;

@@ -70,6 +70,8 @@ pub struct Assignment {
     pub resume: Option<String>,
     /// Start from `resume` whoever holds what.
     pub rollback: bool,
+    /// And draw other random numbers from here on than the run did before.
+    pub redraw: bool,
 }
 
 impl std::fmt::Debug for Assignment {
@@ -100,6 +102,7 @@ impl TryFrom<rpc::Assign> for Assignment {
             peers: assign.peers,
             resume: Some(assign.resume).filter(|key| !key.is_empty()),
             rollback: assign.rollback,
+            redraw: assign.redraw,
         })
     }
 }

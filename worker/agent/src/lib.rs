@@ -154,14 +154,14 @@ impl Agent {
     }
 
     /// Says that this worker is prepared and in no generation, whether it holds the state, and what ended its last generation
-    /// (nothing, if all left it together); then waits for what comes next, as long as the coordinator lives.
+    /// (nothing, if all left it together; perhaps that training diverged); then waits for what comes next, as long as the coordinator lives.
     ///
     /// # Errors
     /// The coordinator closed the session.
-    pub fn wait(&self, has_state: bool, trouble: &str) -> Result<Next, AgentError> {
+    pub fn wait(&self, has_state: bool, trouble: &str, diverged: bool) -> Result<Next, AgentError> {
         {
             let mut place = self.shared.place();
-            (place.ready, place.has_state, place.abort) = (true, has_state, None);
+            (place.ready, place.has_state, place.diverged, place.abort) = (true, has_state, diverged, None);
             place.trouble = truncated(trouble, MESSAGE_BYTES_MAX / 16);
         }
         self.shared.changed.notify_one();

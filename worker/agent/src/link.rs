@@ -103,6 +103,7 @@ impl Link {
             has_state: place.has_state,
             trouble: place.trouble.clone(),
             waiting: self.shared.waiting().load(Ordering::Relaxed),
+            diverged: place.diverged,
             leaving: place.leaving,
         }
     }

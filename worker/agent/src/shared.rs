@@ -102,6 +102,7 @@ pub(crate) struct Place {
     pub ready: bool,
     pub has_state: bool,
     pub trouble: String,
+    pub diverged: bool,
     pub leaving: bool,
     pub abort: Option<Abort>,
     /// The generation was aborted, perhaps before there was anything to abort.
@@ -169,6 +170,7 @@ impl Shared {
         let mut place = self.place();
         (place.generation, place.ready, place.aborted, place.abort) = (generation, false, false, None);
         place.trouble.clear();
+        place.diverged = false;
     }
 
     /// Ends `generation` for this worker, if it is in it.

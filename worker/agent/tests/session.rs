@@ -111,13 +111,14 @@ fn assign(generation: u64) -> to_worker::Body {
         secret: vec![7; 32],
         resume: "manifests/000000000040-000002.json".into(),
         rollback: false,
+        redraw: false,
     })
 }
 
 /// An agent that waits on a thread of its own, and what it gets.
 fn waiting(agent: Agent, has_state: bool, trouble: &'static str) -> std::thread::JoinHandle<(Agent, Next)> {
     std::thread::spawn(move || {
-        let next = agent.wait(has_state, trouble).unwrap();
+        let next = agent.wait(has_state, trouble, false).unwrap();
         (agent, next)
     })
 }

@@ -129,6 +129,12 @@ impl Checkpoints {
         self.identity.environment = environment;
     }
 
+    /// What results in the last bit depend on, here.
+    #[must_use]
+    pub fn environment(&self) -> &BTreeMap<String, String> {
+        &self.identity.environment
+    }
+
     /// Whether one is due at `images`: when a multiple of `every` images was passed since the last began. The same on
     /// every rank; put off while one is in flight.
     #[must_use]

@@ -55,5 +55,6 @@ pub fn put(trainer: &mut Trainer, cursor: &TrainerCursor) {
     }
     let position =
         Position { images: cursor.images, cycle_images: cursor.cycle_images, round: cursor.repeat, step: cursor.phase };
+    trainer.set_draw(cursor.draw);
     trainer.restore(position, cursor.steps, cursor.last_knee, cursor.skipped_updates);
 }

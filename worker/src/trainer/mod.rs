@@ -13,10 +13,13 @@ use crate::communicator::Communicator;
 use crate::models::{Batch, Draw, GanModel, Phase};
 use crate::optimizer::Optimizer;
 use collective::{CollectiveError, TreeSum, deal};
+use crate::chaos::{self, Struck};
+use common::chaos::{Deed, Injector, Point};
 use common::config::resolved::{Determinism, RunConfig};
 use common::ids::{Generation, ImagesSeen};
 use common::ledger::Mark;
 use common::schedule::{Position, Stage, StateVersion};
+use common::seed;
 use native::{HostF32, NativeError};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -95,6 +98,13 @@ pub struct Trainer {
     knee: Option<(u32, u32)>,
     /// Updates skipped, one float on the device.
     skipped: Tensor,
+    /// The same, in a row.
+    streak: Tensor,
+    /// Which draw of random numbers this is, and its seed.
+    draw: (u64, u64),
+    injector: Injector,
+    /// The gradient in work is to be no number.
+    poisoned: bool,
     statistics: Statistics,
     /// What the step in work told: it counts once the step is taken.
     told: Vec<(String, Tensor, f64)>,
@@ -130,6 +140,7 @@ impl Trainer {
         let clones = |list: &[Tensor]| list.iter().map(|t| t.detach()).collect::<Vec<_>>();
         let (average_of, averages) = (clones(model.parameters(source).tensors()), clones(average.tensors()));
         let gradients = model.phases().iter().map(|_| None).collect();
+        let seed = config.seed;
         Self {
             stage: Stage::at(&config, ImagesSeen(0)),
             config,
@@ -146,6 +157,10 @@ impl Trainer {
             line: None,
             knee: None,
             skipped: Tensor::zeros([1], (Kind::Float, device)),
+            streak: Tensor::zeros([1], (Kind::Float, device)),
+            draw: (0, seed),
+            injector: Injector::default(),
+            poisoned: false,
             statistics: Statistics::default(),
             told: Vec::new(),
         }
@@ -154,6 +169,23 @@ impl Trainer {
     /// Goes on among other ranks, in a later generation. The former ones are left.
     pub fn turn_to(&mut self, communicator: Communicator) {
         self.communicator = communicator;
+        self.injector.begin(self.communicator.rank(), self.steps);
+    }
+
+    /// Is struck by these faults, on purpose.
+    pub fn suffer(&mut self, injector: Injector) {
+        self.injector = injector;
+    }
+
+    /// From now on random numbers are those of draw `number`.
+    pub fn set_draw(&mut self, number: u64) {
+        self.draw = (number, seed::redrawn(self.config.seed, number));
+    }
+
+    /// Which draw of random numbers this is.
+    #[must_use]
+    pub fn draw(&self) -> u64 {
+        self.draw.0
     }
 
     /// Which state this is, if it is one.
@@ -175,6 +207,7 @@ impl Trainer {
         self.knee = knee;
         no_grad(|| {
             let _same = self.skipped.fill_(skipped as f64);
+            let _none = self.streak.fill_(0.0);
         });
     }
 
@@ -186,6 +219,9 @@ impl Trainer {
     pub fn step(&mut self, real: Option<&Tensor>, flags: Flags) -> Result<Flags, StepError> {
         self.reset_at_knee();
         self.told.clear();
+        self.suffer_at(Point::Forward);
+        let deed = self.injector.strike(Point::Reduce, self.steps);
+        self.poisoned = deed.is_some_and(|(deed, _)| deed == Deed::Nan);
         let (index, phase) = self.phase_at(self.position);
         let active = self.model.active(phase.module, &self.stage.level);
         for module in self.model.modules() {
@@ -197,9 +233,10 @@ impl Trainer {
             _ => Gradients::new(self.model.parameters(phase.module), active, self.device)?,
         };
         let agreed = match self.config.train.determinism {
-            Determinism::Fast => self.reduce_fast(&mut gradients, &phase, real, flags)?,
-            Determinism::Bitwise => self.reduce_bitwise(&mut gradients, &phase, real, flags)?,
+            Determinism::Fast => self.reduce_fast(&mut gradients, &phase, real, flags, deed)?,
+            Determinism::Bitwise => self.reduce_bitwise(&mut gradients, &phase, real, flags, deed)?,
         };
+        self.suffer_at(Point::Update);
         self.update(&gradients, &phase)?;
         self.gradients[index] = Some(gradients);
         self.advance(&phase);
@@ -213,6 +250,7 @@ impl Trainer {
         phase: &Phase,
         real: Option<&Tensor>,
         flags: Flags,
+        deed: Struck,
     ) -> Result<Flags, StepError> {
         gradients.begin(self.model.parameters(phase.module), flags.to_wire())?;
         let mine = self.my_groups();
@@ -228,6 +266,7 @@ impl Trainer {
             gradients.arm(self.communicator.launcher());
         }
         gradients.launch_rest();
+        self.do_to_itself(deed);
         self.communicator.wait()?;
         Ok(Flags::from_wire(gradients.flags()))
     }
@@ -239,6 +278,7 @@ impl Trainer {
         phase: &Phase,
         real: Option<&Tensor>,
         flags: Flags,
+        deed: Struck,
     ) -> Result<Flags, StepError> {
         let mine = self.my_groups();
         let as_usize = mine.start as usize..mine.end as usize;
@@ -249,6 +289,7 @@ impl Trainer {
             self.loss(phase, real, &mine, &(group..group + 1)).backward();
             tree.push(HostF32::new(gradients.flat())?.as_slice())?;
         }
+        self.do_to_itself(deed);
         self.tree = self.communicator.tree_sum(tree, HostF32::new(gradients.flat())?)?;
         let mut wire = flags.to_wire();
         let sums = self.communicator.sum_f64(wire.map(f64::from).to_vec())?;
@@ -262,13 +303,24 @@ impl Trainer {
         let offset = i64::from(samples.start - self.stage.samples(mine).start);
         let real = real.filter(|_| phase.shows_images).map(|t| t.narrow(0, offset, samples.len() as i64));
         let batch = Batch { real: real.map(|t| t.to_device(self.device)), samples, total: self.stage.minibatch };
-        let draw = Draw { seed: self.config.seed, step: self.position.images, kind: Kind::Float, device: self.device };
+        let draw = Draw { seed: self.draw.1, step: self.position.images, kind: Kind::Float, device: self.device };
         let loss = self.model.loss(phase, &self.stage, &batch, &draw);
         let observations = piece.len() as f64 / f64::from(self.stage.groups());
         for (name, share) in &loss.statistics {
             self.told.push(((*name).to_owned(), share.shallow_clone(), observations));
         }
-        loss.objective
+        if self.poisoned { loss.objective * f64::NAN } else { loss.objective }
+    }
+
+    fn suffer_at(&mut self, point: Point) {
+        let deed = self.injector.strike(point, self.steps);
+        self.do_to_itself(deed);
+    }
+
+    fn do_to_itself(&mut self, deed: Struck) {
+        if let Some((deed, lasts)) = deed {
+            chaos::strike(deed, lasts, &self.communicator, &self.averages);
+        }
     }
 
     fn update(&mut self, gradients: &Gradients, phase: &Phase) -> Result<(), StepError> {
@@ -277,7 +329,11 @@ impl Trainer {
         }
         let squared = gradients.squared_norm();
         let found_inf = squared.isfinite().logical_not().to_kind(Kind::Float).view([1]);
-        no_grad(|| self.skipped += &found_inf);
+        no_grad(|| {
+            self.skipped += &found_inf;
+            self.streak += 1.0;
+            self.streak *= &found_inf;
+        });
         let world = f64::from(self.communicator.world());
         self.statistics.add(&format!("gradient_norm/{}", phase.name), &(squared.sqrt() / world), 1.0 / world);
         let module = self.model.modules().iter().position(|m| *m == phase.module).unwrap_or_default();
@@ -378,6 +434,12 @@ impl Trainer {
     #[must_use]
     pub fn skipped_updates(&self) -> u64 {
         self.skipped.double_value(&[0]) as u64
+    }
+
+    /// Updates skipped one after the other, up to now. Waits for the device.
+    #[must_use]
+    pub fn skipped_in_a_row(&self) -> u64 {
+        self.streak.double_value(&[0]) as u64
     }
 
     /// Where the run stands.
