@@ -153,7 +153,8 @@ impl Plan {
 /// The faults of one worker, as it meets them.
 #[derive(Clone, Debug, Default)]
 pub struct Injector {
-    faults: Vec<(Fault, bool)>,
+    /// With how often each has struck; what is done with does not come back.
+    faults: Vec<(Fault, u64, bool)>,
     rank: u32,
     /// The step with which its generation began, unless that is the run's first.
     began: Option<u64>,
@@ -163,12 +164,15 @@ impl Injector {
     /// Of a plan for workers.
     #[must_use]
     pub fn new(plan: &Plan) -> Self {
-        Self { faults: plan.fault.iter().map(|fault| (fault.clone(), false)).collect(), ..Self::default() }
+        Self { faults: plan.fault.iter().map(|fault| (fault.clone(), 0, false)).collect(), ..Self::default() }
     }
 
     /// A generation begins, in which this worker has `rank`, with the step after `steps`.
     pub fn begin(&mut self, rank: u32, steps: u64) {
         (self.rank, self.began) = (rank, (steps > 0).then_some(steps));
+        for (_, struck, done) in &mut self.faults {
+            *done |= *struck > 0;
+        }
     }
 
     /// What is to be done now, at a point of the step after `steps`. A fault strikes once: a step that is taken again, by whomever,
@@ -179,16 +183,14 @@ impl Injector {
         }
         let (rank, again) = (self.rank, self.began == Some(steps));
         let due = |fault: &Fault, done: bool| {
-            let (Some(step), lasts) = (fault.step, fault.lasts.unwrap_or(1.0) as u64) else { return false };
-            let within = match fault.deed {
-                Deed::Nan => !done && steps >= step && steps < step.saturating_add(lasts.max(1)),
-                _ => !done && steps == step && !again,
-            };
-            within && fault.at == at && fault.rank == Some(rank)
+            let Some(step) = fault.step else { return false };
+            let now = if fault.deed == Deed::Nan { steps >= step } else { steps == step && !again };
+            !done && now && fault.at == at && fault.rank == Some(rank)
         };
-        let (fault, done) = self.faults.iter_mut().find(|(fault, done)| due(fault, *done))?;
-        let last = fault.step.unwrap_or(0).saturating_add((fault.lasts.unwrap_or(1.0) as u64).max(1)) - 1;
-        *done = fault.deed != Deed::Nan || steps >= last;
+        let found = self.faults.iter_mut().find(|(fault, _, done)| due(fault, *done));
+        let (fault, struck, done) = found?;
+        *struck += 1;
+        *done = fault.deed != Deed::Nan || *struck >= fault.lasts.unwrap_or(1.0) as u64;
         Some((fault.deed, fault.lasts))
     }
 }

@@ -45,7 +45,9 @@ pub struct Tick {
     pub memory_mib: f64,
     /// Updates skipped because a reduced gradient was not finite, since the run began.
     pub skipped_updates: u64,
-    /// Means over the tick of the statistics that the model names (`loss/d`, `score/real`, `gradient_norm/d`, ...).
+    /// Means over the tick of the statistics that the model names (`loss/d`, `score/real`, `gradient_norm/d`, ...). In JSON, which
+    /// knows no other, those that are not finite are null.
+    #[serde(deserialize_with = "null_is_nan")]
     pub stats: BTreeMap<String, f64>,
     /// Where the time of this tick went, seconds: `data`, `compute`, `reduce_wait`, `checkpoint`, `other`.
     pub spent: BTreeMap<String, f64>,
@@ -66,6 +68,11 @@ pub struct Quality {
     /// The same for real against other real images.
     #[serde(deserialize_with = "by_resolution")]
     pub floor: BTreeMap<u32, f64>,
+}
+
+fn null_is_nan<'de, D: serde::Deserializer<'de>>(from: D) -> Result<BTreeMap<String, f64>, D::Error> {
+    let text = BTreeMap::<String, Option<f64>>::deserialize(from)?;
+    Ok(text.into_iter().map(|(key, value)| (key, value.unwrap_or(f64::NAN))).collect())
 }
 
 /// JSON's keys are text, and behind an internal tag serde no longer turns them into numbers by itself.
@@ -91,5 +98,13 @@ mod tests {
             let line = serde_json::to_string(&event).unwrap();
             assert_eq!(serde_json::from_str::<Event>(&line).unwrap(), event, "{line}");
         }
+    }
+
+    #[test]
+    fn a_loss_that_is_not_finite_reaches_the_other_side() {
+        let stats = BTreeMap::from([("loss/d".to_owned(), f64::INFINITY), ("loss/g".to_owned(), 0.5)]);
+        let line = serde_json::to_string(&Event::Tick(Tick { stats, ..Tick::default() })).unwrap();
+        let Event::Tick(tick) = serde_json::from_str(&line).unwrap() else { panic!("{line}") };
+        assert!(tick.stats["loss/d"].is_nan() && tick.stats["loss/g"] == 0.5, "{line}");
     }
 }

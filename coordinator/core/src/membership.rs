@@ -43,8 +43,9 @@ impl Cluster {
             let refusal = Refusal::Evicted { worker: worker.clone(), cause: cause.clone() };
             actions.push(Action::Refuse { session, refusal });
         }
-        let reason = Reason::Lost { worker: worker.clone(), rank: member.rank, cause: cause.clone() };
-        self.remember(Loss { worker: worker.clone(), rank: member.rank, cause: cause.clone(), at: now });
+        let rank = member.former;
+        let reason = Reason::Lost { worker: worker.clone(), rank, cause: cause.clone() };
+        self.remember(Loss { worker: worker.clone(), rank, cause: cause.clone(), at: now });
         // what would happen again wherever it runs ends the run: always before there is a generation, later only if the
         // worker was part of one
         if is_fatal(&cause) && (member.is_placed() || self.phase == Phase::Gathering) {
@@ -180,7 +181,7 @@ impl Cluster {
         let mut peers = Vec::new();
         for (rank, worker) in (0..).zip(&eligible) {
             if let Some(member) = self.members.get_mut(worker) {
-                member.rank = Some(Rank(rank));
+                (member.rank, member.former) = (Some(Rank(rank)), Some(Rank(rank)));
                 (member.told, member.asked, member.may_finish) = (now, None, false);
                 member.placed_at.get_or_insert(now);
                 member.origin = member.standing.images;

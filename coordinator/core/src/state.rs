@@ -130,6 +130,8 @@ pub struct Member {
     pub slot: Option<u32>,
     /// Rank in the generation at work, or in the one that is over.
     pub rank: Option<Rank>,
+    /// Rank in the last generation that it had a place in: by that people know it.
+    pub(crate) former: Option<Rank>,
     /// It has a rank, and has left that generation: it only waits for the next.
     pub out: bool,
     /// Where the other ranks reach it.
@@ -171,6 +173,7 @@ impl Member {
         Self {
             slot,
             rank: None,
+            former: None,
             out: false,
             peer: String::new(),
             device: String::new(),

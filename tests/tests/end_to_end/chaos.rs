@@ -114,7 +114,7 @@ fn a_plan_that_makes_no_sense_is_refused_before_anything_is_spent() {
     std::fs::write(machine.path("plan.toml"), "[[fault]]\ndo = \"flip\"\nevery_s = 2\n").unwrap();
     let plan = machine.path("plan.toml").display().to_string();
     let answer = machine.ask(&["launch", "toy.toml", "--chaos", &plan]);
-    assert_eq!(answer.code, 3, "{}", answer.all());
-    assert!(answer.all().contains("fault 1: only kill, stop and leave can be done without a step"), "{}", answer.all());
+    assert_eq!(answer.code, 3, "{}", answer.text());
+    assert!(answer.text().contains("fault 1: only kill, stop and leave can be done without a step"), "{}", answer.text());
     assert!(!machine.run().exists());
 }
