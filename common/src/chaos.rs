@@ -130,8 +130,9 @@ impl Plan {
     #[must_use]
     pub fn of_workers(&self, workers: u32) -> Self {
         let drawn = (0..).zip(&self.fault).filter(|(_, fault)| fault.is_struck_by_the_worker());
-        let fault = drawn.map(|(number, fault)| {
-            Fault { rank: Some(fault.rank.unwrap_or_else(|| self.draw(number, 0, workers))), ..fault.clone() }
+        let fault = drawn.map(|(number, fault)| Fault {
+            rank: Some(fault.rank.unwrap_or_else(|| self.draw(number, 0, workers))),
+            ..fault.clone()
         });
         Self { seed: self.seed, fault: fault.collect() }
     }
@@ -234,7 +235,11 @@ mod tests {
         injector.begin(0, 0);
         assert_eq!(injector.strike(Point::Reduce, 7), None, "another rank");
         injector.begin(1, 7);
-        assert_eq!(injector.strike(Point::Reduce, 7), None, "whoever had this rank was struck: the step is taken again");
+        assert_eq!(
+            injector.strike(Point::Reduce, 7),
+            None,
+            "whoever had this rank was struck: the step is taken again"
+        );
         injector.begin(1, 3);
         assert_eq!(injector.strike(Point::Forward, 7), None);
         assert_eq!(injector.strike(Point::Reduce, 6), None);

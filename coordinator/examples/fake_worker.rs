@@ -176,7 +176,8 @@ impl Fake<'_> {
             images += IMAGES_PER_STEP;
             self.state = Some(images);
             let activity = Activity::Train;
-            self.agent.progress(Progress { images: ImagesSeen(images), phase: 0, activity, step_seconds: 0.002 });
+            let step_seconds = STEP.as_secs_f64();
+            self.agent.progress(Progress { images: ImagesSeen(images), activity, step_seconds, ..Progress::default() });
             if rank == Rank(0) && images - tick >= IMAGES_PER_TICK {
                 tick = images;
                 self.agent.tick(tick_json(images, total));

@@ -16,7 +16,8 @@ use common::ids::{Generation, ImagesSeen};
 use common::ledger::Entry;
 use common::metrics;
 use coordinator_core::{
-    Action, Assignment, Cluster, Command, Event, Member, Outcome, Policy, Process, Reason, SessionId, Standing, Stored, WorkerId, step,
+    Action, Assignment, Cluster, Command, Event, Member, Outcome, Policy, Process, Reason, SessionId, Standing, Stored,
+    WorkerId, step,
 };
 use rpc::from_worker::Body;
 use rpc::to_worker;
@@ -196,7 +197,10 @@ impl<'a> Driver<'a> {
                     step: progress.phase,
                     activity: cut(&progress.activity, 64),
                     waiting: progress.waiting,
-                    step_time: Duration::try_from_secs_f64(progress.step_seconds).unwrap_or_default(),
+                    step_time: seconds(progress.step_seconds),
+                    busy: seconds(progress.busy_seconds),
+                    data: seconds(progress.data_seconds),
+                    share: progress.share,
                 };
                 self.feed(Event::Progress { worker, session, standing });
             }
@@ -477,6 +481,11 @@ pub fn tell(records: &mut Records, display: &mut Display, news: &News) {
         }
     }
     display.show(news);
+}
+
+/// What a worker says of time may be nonsense, and is bounded.
+fn seconds(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds).unwrap_or_default().min(Duration::from_secs(1_000_000))
 }
 
 fn cut(text: &str, characters_max: usize) -> String {

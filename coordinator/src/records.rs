@@ -124,7 +124,9 @@ impl Records {
         self.told_once("the last of the records", written);
         drop(self.wake);
         if timeout(LAST_COPY, self.copier).await.is_err() {
-            tracing::error!("the store did not take {METRICS}, {LEDGER} and {LOG} in time; they are in the local state folder");
+            tracing::error!(
+                "the store did not take {METRICS}, {LEDGER} and {LOG} in time; they are in the local state folder"
+            );
         }
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! Text and JSON are pure functions of the ledger.
 
-use crate::failure::Failure;
 use crate::display::line;
+use crate::failure::Failure;
 use crate::records;
 use crate::s3_args::S3Args;
 use clap::Args;
@@ -94,7 +94,10 @@ fn text(run: &str, lines: &str, ledger: &Ledger) -> String {
     for entry in lines.lines().filter_map(|line| serde_json::from_str::<Line>(line).ok()).map(|line| line.entry) {
         match entry {
             Entry::Formed { generation, workers } => {
-                let cost: f64 = ledger.changes.get(&generation).map_or(0.0, |spent: &Spent| spent.values().fold(0.0, |sum, more| sum + more));
+                let cost: f64 = ledger
+                    .changes
+                    .get(&generation)
+                    .map_or(0.0, |spent: &Spent| spent.values().fold(0.0, |sum, more| sum + more));
                 let _ = writeln!(text, "{generation}: {}, after {:.0} ms", workers.join(" "), cost * 1e3);
             }
             Entry::Broken { generation, why } => _ = writeln!(text, "{generation} is over: {why}"),

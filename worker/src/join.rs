@@ -162,7 +162,7 @@ impl Worker {
             true => Default::default(),
             false => (ImagesSeen(position.images), position.step),
         };
-        agent.progress(Progress { images, phase, activity, step_seconds: 0.0 });
+        agent.progress(Progress { images, phase, activity, ..Progress::default() });
     }
 
     /// One generation, from the meeting of its ranks to its end. Whatever ends it, the trainer keeps its state.

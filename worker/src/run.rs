@@ -92,6 +92,27 @@ struct Training<'t, 'a> {
     tally: Tally,
     /// Where the time went up to the last step that counts.
     last: Clock,
+    work: Work,
+}
+
+/// This rank's own part of a step, in seconds, averaged over the last ones.
+#[derive(Clone, Copy, Default)]
+struct Work {
+    busy: f64,
+    data: f64,
+}
+
+impl Work {
+    fn count(&mut self, before: &Clock, after: &Clock) {
+        // a tick's end sets the clocks back
+        let spent = |after: Duration, before: Duration| after.saturating_sub(before).as_secs_f64();
+        let all = after.at.saturating_duration_since(before.at).as_secs_f64();
+        let (reduce, data) = (spent(after.reduce, before.reduce), spent(after.data, before.data));
+        let aside = spent(after.checkpoint, before.checkpoint) + spent(after.other, before.other);
+        let weight = if self.busy == 0.0 { 1.0 } else { 0.1 };
+        self.busy += weight * ((all - reduce - aside).max(0.0) - self.busy);
+        self.data += weight * (data - self.data);
+    }
 }
 
 /// Where the time of a tick went so far.
@@ -148,6 +169,7 @@ impl<'t, 'a> Training<'t, 'a> {
         let (at, none) = (Instant::now(), Duration::ZERO);
         Self {
             tally,
+            work: Work::default(),
             last: Clock { at, reduce: none, data: none, checkpoint: none, other: none },
             tick: TickState::new(from.tick_start_images, from.images),
             seconds_before: from.seconds,
@@ -224,7 +246,9 @@ impl<'t, 'a> Training<'t, 'a> {
         if self.trainer.position().begins_cycle() {
             self.between_cycles()?;
         }
-        self.last = self.clock();
+        let clock = self.clock();
+        self.work.count(&self.last, &clock);
+        self.last = clock;
         self.report(Activity::Train, began.elapsed().as_secs_f64());
         // one coordinator that still gives orders is enough to make it a stop
         Ok(match agreed {
@@ -523,7 +547,17 @@ impl<'t, 'a> Training<'t, 'a> {
     fn report(&self, activity: Activity, step_seconds: f64) {
         let position = self.trainer.position();
         let images = ImagesSeen(position.images);
-        self.parts.agent.progress(Progress { images, phase: position.step, activity, step_seconds });
+        let Work { busy: busy_seconds, data: data_seconds } = self.work;
+        let (phase, share) = (position.step, self.trainer.share());
+        self.parts.agent.progress(Progress {
+            images,
+            phase,
+            activity,
+            step_seconds,
+            busy_seconds,
+            data_seconds,
+            share,
+        });
     }
 
     fn images(&self) -> u64 {

@@ -63,6 +63,8 @@ pub(crate) struct Formation {
     pub steps: u32,
     /// The slowest of the last steps.
     pub step_time: Duration,
+    /// The rank that kept the others waiting last, since when, and whether that was said.
+    pub straggler: Option<(WorkerId, Duration, bool)>,
     /// When it was asked to regroup.
     pub regroup: Option<Duration>,
     /// When it was over.

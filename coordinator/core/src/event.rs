@@ -110,6 +110,12 @@ pub struct Standing {
     pub waiting: bool,
     /// How long its last step took.
     pub step_time: Duration,
+    /// What its own work takes of a step, on average over the last ones, waiting for images included.
+    pub busy: Duration,
+    /// What waiting for images takes of that.
+    pub data: Duration,
+    /// Statistical groups of the minibatch that it holds.
+    pub share: u32,
 }
 
 /// One thing that happened.

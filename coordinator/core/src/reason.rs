@@ -173,6 +173,27 @@ pub enum Reason {
         /// What ended the last generation.
         last: String,
     },
+    /// One rank keeps the others waiting. It is not evicted: that is for a person to decide.
+    #[error(
+        "{} keeps the others waiting: its work on a part of the minibatch takes {:.0} ms, where {:.0} ms are usual; it \
+         is {}",
+        name(.worker, *.rank),
+        .busy.as_secs_f64() * 1e3,
+        .usual.as_secs_f64() * 1e3,
+        if *.data { "slow in reading training images" } else { "slow in computing" }
+    )]
+    Straggler {
+        /// Who.
+        worker: WorkerId,
+        /// Its place.
+        rank: Option<Rank>,
+        /// What its share of a step takes there, by group.
+        busy: Duration,
+        /// What it takes elsewhere, by the median.
+        usual: Duration,
+        /// Reading training images is what takes so long, not computing.
+        data: bool,
+    },
     /// A local worker that dies whenever it is started is not started any more.
     #[error("place {slot} is given up after {deaths} deaths in a row, the last one: {last}")]
     SlotGivenUp {

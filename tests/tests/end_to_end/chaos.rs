@@ -81,7 +81,8 @@ fn cut_connections_cost_a_step_and_no_worker() {
 fn a_worker_with_a_wrong_bit_is_named_and_repaired() {
     let machine = Machine::new();
     let (end, _) = suffer(&machine, "[[fault]]\ndo = \"flip\"\nstep = 77\nrank = 2\n");
-    let told = end.events("log").any(|event| event["line"].to_string().contains("ranks [2] hold another state than rank 0"));
+    let told =
+        end.events("log").any(|event| event["line"].to_string().contains("ranks [2] hold another state than rank 0"));
     assert!(told, "{}", end.story());
     assert_eq!((decided(&end, "lost").len(), decided(&end, "formed").len()), (0, 2), "{}", end.story());
     assert_eq!(hash(&machine), finished().hash, "{}", end.story());
@@ -96,8 +97,7 @@ fn gradients_that_are_no_numbers_are_skipped_by_all_and_too_many_send_the_run_ba
     assert_ne!(hash(&machine), finished().hash);
 
     let machine = Machine::new();
-    let (end, report) =
-        suffer(&machine, "[[fault]]\ndo = \"nan\"\nstep = 60\nat = \"reduce\"\nrank = 1\nfor = 40\n");
+    let (end, report) = suffer(&machine, "[[fault]]\ndo = \"nan\"\nstep = 60\nat = \"reduce\"\nrank = 1\nfor = 40\n");
     let back = decided(&end, "redraw");
     assert_eq!((back.len(), decided(&end, "lost").len()), (1, 0), "{}", end.story());
     assert!(back[0]["to"].as_u64() > Some(0) && back[0]["to"].as_u64() < back[0]["images"].as_u64(), "{back:?}");
@@ -115,6 +115,10 @@ fn a_plan_that_makes_no_sense_is_refused_before_anything_is_spent() {
     let plan = machine.path("plan.toml").display().to_string();
     let answer = machine.ask(&["launch", "toy.toml", "--chaos", &plan]);
     assert_eq!(answer.code, 3, "{}", answer.text());
-    assert!(answer.text().contains("fault 1: only kill, stop and leave can be done without a step"), "{}", answer.text());
+    assert!(
+        answer.text().contains("fault 1: only kill, stop and leave can be done without a step"),
+        "{}",
+        answer.text()
+    );
     assert!(!machine.run().exists());
 }

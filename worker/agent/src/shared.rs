@@ -60,6 +60,12 @@ pub struct Progress {
     pub activity: Activity,
     /// Seconds that the last step took.
     pub step_seconds: f64,
+    /// Seconds of a step that are this rank's own work, on average over the last ones, waiting for images included.
+    pub busy_seconds: f64,
+    /// Of those, waiting for images.
+    pub data_seconds: f64,
+    /// Statistical groups of the minibatch that this rank holds.
+    pub share: u32,
 }
 
 /// What the coordinator wants, or its absence demands.
@@ -122,7 +128,7 @@ impl std::fmt::Debug for Place {
     }
 }
 
-/// The four fields of a [`Progress`] are written one by one: a reader may see some of one step and some of the next,
+/// The fields of a [`Progress`] are written one by one: a reader may see some of one step and some of the next,
 /// which for a sign of life does not matter.
 #[derive(Debug, Default)]
 pub(crate) struct Shared {
@@ -130,6 +136,9 @@ pub(crate) struct Shared {
     phase: AtomicU32,
     activity: AtomicU8,
     step_seconds: AtomicU64,
+    busy_seconds: AtomicU64,
+    data_seconds: AtomicU64,
+    share: AtomicU32,
     waiting: Arc<AtomicBool>,
     commands: AtomicU8,
     stop_reason: Mutex<String>,
@@ -144,6 +153,9 @@ impl Shared {
         self.phase.store(progress.phase, Ordering::Relaxed);
         self.activity.store(progress.activity as u8, Ordering::Relaxed);
         self.step_seconds.store(progress.step_seconds.to_bits(), Ordering::Relaxed);
+        self.busy_seconds.store(progress.busy_seconds.to_bits(), Ordering::Relaxed);
+        self.data_seconds.store(progress.data_seconds.to_bits(), Ordering::Relaxed);
+        self.share.store(progress.share, Ordering::Relaxed);
     }
 
     pub(crate) fn progress(&self) -> Progress {
@@ -152,6 +164,9 @@ impl Shared {
             phase: self.phase.load(Ordering::Relaxed),
             activity: Activity::from_u8(self.activity.load(Ordering::Relaxed)),
             step_seconds: f64::from_bits(self.step_seconds.load(Ordering::Relaxed)),
+            busy_seconds: f64::from_bits(self.busy_seconds.load(Ordering::Relaxed)),
+            data_seconds: f64::from_bits(self.data_seconds.load(Ordering::Relaxed)),
+            share: self.share.load(Ordering::Relaxed),
         }
     }
 
@@ -242,7 +257,15 @@ mod tests {
     fn progress_comes_back_as_it_was_set() {
         let shared = Shared::default();
         assert_eq!(shared.progress(), Progress::default());
-        let progress = Progress { images: ImagesSeen(7), phase: 1, activity: Activity::Evaluate, step_seconds: 0.25 };
+        let progress = Progress {
+            images: ImagesSeen(7),
+            phase: 1,
+            activity: Activity::Evaluate,
+            step_seconds: 0.25,
+            busy_seconds: 0.125,
+            data_seconds: 0.0625,
+            share: 3,
+        };
         shared.set_progress(progress);
         assert_eq!(shared.progress(), progress);
     }

@@ -171,7 +171,13 @@ fn progress_is_the_heartbeat_and_carries_the_newest_value() {
     let (coordinator, mut stream, agent) = joined(PATIENCE, LONG);
     for images in [10, 20, 30] {
         let activity = Activity::Train;
-        agent.progress(Progress { images: ImagesSeen(images), phase: 1, activity, step_seconds: 0.5 });
+        agent.progress(Progress {
+            images: ImagesSeen(images),
+            phase: 1,
+            activity,
+            step_seconds: 0.5,
+            ..Progress::default()
+        });
     }
     let newest = coordinator.hear_until(&mut stream, |body| match body {
         Body::Progress(progress) if progress.images == 30 => Some(progress),

@@ -9,11 +9,11 @@ mod gradients;
 pub use gradients::FLAGS;
 use gradients::Gradients;
 
+use crate::chaos::{self, Struck};
 use crate::communicator::Communicator;
 use crate::models::{Batch, Draw, GanModel, Phase};
 use crate::optimizer::Optimizer;
 use collective::{CollectiveError, TreeSum, deal};
-use crate::chaos::{self, Struck};
 use common::chaos::{Deed, Injector, Point};
 use common::config::resolved::{Determinism, RunConfig};
 use common::ids::{Generation, ImagesSeen};
@@ -384,6 +384,12 @@ impl Trainer {
         }
         // a position beyond the round cannot come from `advance`; a checkpoint's is checked when it is read
         (0, self.model.phases()[0].clone())
+    }
+
+    /// Statistical groups of the minibatch that this rank holds.
+    #[must_use]
+    pub fn share(&self) -> u32 {
+        self.my_groups().len() as u32
     }
 
     fn my_groups(&self) -> Range<u32> {

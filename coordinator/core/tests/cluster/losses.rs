@@ -275,3 +275,42 @@ fn if_all_die_the_newcomers_start_from_the_newest_checkpoint() {
     assert_eq!(assignment.resume.as_ref().map(|stored| stored.images), Some(stored));
     assert!(!assignment.rollback);
 }
+
+#[test]
+fn a_rank_that_keeps_the_others_waiting_is_named_with_the_cause_and_kept() {
+    let mut run = Run::started(policy(3));
+    let mut share = [1, 1, 1];
+    let work = |run: &mut Run, share: [u32; 3], millis: [u64; 3], data: u64| {
+        for (rank, millis) in (0..).zip(millis) {
+            let index = run.rank(rank);
+            let standing = &mut run.workers[index].standing;
+            (standing.busy, standing.data) =
+                (Duration::from_millis(millis), Duration::from_millis(data.min(millis / 2)));
+            standing.share = share[rank as usize];
+        }
+        run.pass(3 * SECOND);
+    };
+    let mark = run.log.len();
+    work(&mut run, share, [80, 85, 90], 1);
+    let named = |run: &Run| {
+        let reasons = run.reasons(mark).into_iter();
+        reasons
+            .filter(|reason| matches!(reason, Reason::Straggler { .. }))
+            .map(|reason| reason.to_string())
+            .collect::<Vec<_>>()
+    };
+    assert!(named(&run).is_empty(), "{:?}", named(&run));
+    work(&mut run, share, [80, 200, 90], 1);
+    let [said] = &named(&run)[..] else { panic!("{:?}", named(&run)) };
+    assert!(said.contains("rank 1") && said.contains("200 ms") && said.contains("90 ms"), "{said}");
+    assert!(said.contains("computing"), "{said}");
+    work(&mut run, share, [80, 200, 90], 1);
+    assert_eq!(named(&run).len(), 1, "once is enough");
+    work(&mut run, share, [200, 80, 90], 100);
+    assert_eq!(named(&run).len(), 2);
+    assert!(named(&run)[1].contains("rank 0") && named(&run)[1].contains("images"), "{:?}", named(&run));
+    share = [2, 1, 0];
+    work(&mut run, share, [160, 85, 1], 1);
+    assert_eq!(named(&run).len(), 2, "a larger share takes longer");
+    assert!(run.trains_with(3) && run.generation() == 1, "nobody is evicted");
+}
