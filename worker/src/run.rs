@@ -11,7 +11,7 @@ use crate::generate;
 use crate::input::Input;
 use crate::outputs::Outputs;
 use crate::sync::Carried;
-use crate::trainer::{Flags, Trainer};
+use crate::trainer::Trainer;
 use agent::{Activity, Agent, Commands, Progress, Stored};
 use common::checkpoint::TrainerCursor;
 use common::growth::Level;
@@ -22,19 +22,7 @@ use data::Pyramid;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-/// How a generation ended in good order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
-    /// All images of the schedule were shown.
-    Complete,
-    /// Somebody asked for it.
-    Stopped,
-    /// The coordinator was away for too long.
-    Orphaned,
-    /// The ranks leave their generation together, for another one. Nothing is stored: the state stays in memory.
-    Regroup,
-}
+use worker_core::{Agreed, Ending, Flags, Wishes};
 
 /// What training needs besides the trainer.
 pub struct Parts<'a> {
@@ -73,10 +61,8 @@ struct Training<'t, 'a> {
     seconds_before: f64,
     best: BTreeMap<String, f64>,
     floors: BTreeMap<u32, BTreeMap<u32, f64>>,
-    /// A wish for a checkpoint that is not yet told to the others.
-    wish: bool,
-    /// Rank 0: a commit that is not yet told to the others.
-    committed: bool,
+    /// What is not yet told to the others.
+    wishes: Wishes,
     began: Instant,
     /// Images at the last look at what is due.
     cycle_began: u64,
@@ -125,8 +111,7 @@ impl<'t, 'a> Training<'t, 'a> {
             seconds_before: from.seconds,
             best: from.best,
             floors: BTreeMap::new(),
-            wish: false,
-            committed: false,
+            wishes: Wishes::default(),
             began: Instant::now(),
             cycle_began: done,
             trainer,
@@ -189,47 +174,31 @@ impl<'t, 'a> Training<'t, 'a> {
             self.between_cycles()?;
         }
         self.report(Activity::Train, began.elapsed().as_secs_f64());
-        // one coordinator that still gives orders is enough to make it a stop
-        Ok(match agreed {
-            Flags { stop, .. } if stop > 0.0 => Some(Ending::Stopped),
-            Flags { orphaned, .. } if orphaned > 0.0 => Some(Ending::Orphaned),
-            Flags { regroup, .. } if regroup > 0.0 => Some(Ending::Regroup),
-            _ => None,
-        })
+        Ok(agreed.ending())
     }
 
     fn flags(&mut self, commands: Commands) -> Flags {
-        let set = |wanted| f32::from(u8::from(wanted));
-        self.wish |= commands.checkpoint_now;
-        let wish = self.wish && !self.parts.checkpoints.in_flight();
-        Flags {
-            stop: set(commands.stop),
-            orphaned: set(commands.orphaned),
-            checkpoint: set(wish),
-            stored: set(self.parts.checkpoints.stored()),
-            committed: set(std::mem::take(&mut self.committed)),
-            regroup: set(commands.regroup),
-        }
+        let checkpoints = &mut self.parts.checkpoints;
+        self.wishes.flags(commands, checkpoints.in_flight(), checkpoints.stored())
     }
 
     /// Begins, concludes and announces checkpoints, each at the same step on every rank.
-    fn keep_checkpoints(&mut self, agreed: Flags) -> Result<(), Failure> {
-        if agreed.committed > 0.0 {
+    fn keep_checkpoints(&mut self, agreed: Agreed) -> Result<(), Failure> {
+        if agreed.committed > 0 {
             self.parts.checkpoints.committed();
         }
-        if agreed.stored as u32 == self.trainer.communicator().world() {
+        if agreed.is_stored(self.trainer.communicator().world()) {
             self.parts.checkpoints.conclude(self.trainer)?;
         }
         let done = self.parts.checkpoints.poll();
-        self.committed |= done.is_some();
+        if done.is_some() {
+            self.wishes.has_committed();
+        }
         self.announce(done);
         let every = images_of(self.trainer.config().checkpoint.every_kimg);
-        let wanted = agreed.checkpoint > 0.0 && !self.parts.checkpoints.in_flight();
-        // A round has one state for each count of images that is stored while it goes on: the one after its last step. A
-        // state between D's step and G's has the same count, and would pass for it when the run ends.
-        let round_begins = self.trainer.position().step == 0;
-        if round_begins && (wanted || self.parts.checkpoints.due(self.images(), every)) {
-            self.wish = false;
+        let (round_begins, in_flight) = (self.trainer.position().step == 0, self.parts.checkpoints.in_flight());
+        let due = self.parts.checkpoints.due(self.images(), every);
+        if self.wishes.begins(agreed, round_begins, in_flight, due) {
             let began = Instant::now();
             let cursor = self.cursor();
             self.parts.checkpoints.begin(self.trainer, cursor);

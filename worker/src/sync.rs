@@ -12,6 +12,7 @@ use common::checkpoint::{Digest, Manifest, TrainerCursor};
 use common::schedule::StateVersion;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, no_grad};
+use worker_core::Agreement;
 
 /// What belongs to the state of a run besides its tensors.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -34,15 +35,12 @@ pub fn agree(ranks: &mut Ranks, trainer: &mut Trainer, mine: Option<&Carried>) -
     let told = ranks.together(|mesh| mesh.all_gather_bytes(&to_bytes(&version)))?;
     let versions = told.iter().zip(0..).map(|(bytes, rank)| from_bytes(bytes, rank));
     let versions = versions.collect::<Result<Vec<Option<StateVersion>>, _>>()?;
-    let Some(latest) = versions.iter().flatten().max().copied() else { return Ok(None) };
-    let source = versions.iter().position(|v| *v == Some(latest)).unwrap_or_default() as u32;
+    let Some(Agreement { latest, source, behind }) = worker_core::agree(&versions) else { return Ok(None) };
     let rank = ranks.mesh().rank();
     let word = if rank == source { to_bytes(&mine) } else { Vec::new() };
     let words = ranks.together(|mesh| mesh.all_gather_bytes(&word))?;
     let carried: Option<Carried> = from_bytes(&words[source as usize], source)?;
     let carried = carried.ok_or_else(|| unreadable(source, "it has nothing to say of its state".to_owned()))?;
-    let behind: Vec<u32> =
-        versions.iter().zip(0..).filter(|(v, _)| **v != Some(latest)).map(|(_, rank)| rank).collect();
     if !behind.is_empty() {
         if rank == source {
             tracing::info!("rank {source} brings ranks {behind:?} to {latest:?}");
