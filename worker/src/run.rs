@@ -356,6 +356,7 @@ impl<'t, 'a> Training<'t, 'a> {
             done.bytes
         );
         self.parts.agent.stored(Stored {
+            generation: done.generation,
             images: done.images,
             manifest: done.key,
             bytes: done.bytes,

@@ -55,7 +55,8 @@ pub fn agree(ranks: &mut Ranks, trainer: &mut Trainer, mine: Option<&Carried>) -
 /// Sends every tensor of rank `source` to all others. A rank that `holds` the same state compares.
 fn share(ranks: &mut Ranks, trainer: &mut Trainer, source: u32, holds: bool) -> Result<(), Failure> {
     let sends = ranks.mesh().rank() == source;
-    if !sends {
+    // who holds the same state only compares, and keeps it if the source is lost meanwhile
+    if !sends && !holds {
         trainer.set_line(None);
     }
     let (mut digests, mut differing) = (Vec::new(), Vec::new());
@@ -69,6 +70,7 @@ fn share(ranks: &mut Ranks, trainer: &mut Trainer, source: u32, holds: bool) -> 
             differing.push(part.name.clone());
         }
         if !sends && (!holds || before != Some(digest)) {
+            trainer.set_line(None);
             fill(&part, &bytes);
         }
     }

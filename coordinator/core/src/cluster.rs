@@ -11,9 +11,12 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A longer gap between two events means that the coordinator itself stood still (stopped, swapped out): not the
-/// workers' fault.
+/// A longer gap between two events, or one of half the patience, means that the coordinator itself stood still (stopped,
+/// swapped out): not the workers' fault.
 pub const PAUSE: Duration = Duration::from_secs(1);
+
+/// So long nothing may happen to a coordinator that is well, however little patience it has.
+const BREATH: Duration = Duration::from_millis(200);
 
 /// What the workers were told to end for.
 #[derive(Clone, Debug, PartialEq)]
@@ -95,15 +98,20 @@ pub(crate) struct Departing {
 pub(crate) struct Pulse {
     last: Duration,
     skipped: Duration,
+    /// When the last pause ended.
+    paused: Option<Duration>,
 }
 
 impl Pulse {
     /// The time to count for `now`, which may even run backwards. Of a pause so little is counted that nobody who was
     /// heard just before it has spent his `patience`.
     pub(crate) fn advance(&mut self, now: Duration, patience: Duration) -> Duration {
-        let gap = now.saturating_sub(self.last);
-        if gap > PAUSE {
-            self.skipped += gap - PAUSE.min(patience / 2);
+        let (gap, counts) = (now.saturating_sub(self.last), PAUSE.min(patience / 2));
+        if gap > counts.max(BREATH) {
+            // of a second one, before anybody could be heard again, nothing is counted
+            let again = self.paused.is_some_and(|at| self.last - self.skipped < at + patience);
+            self.skipped += if again { gap } else { gap - counts };
+            self.paused = Some(self.last.max(now) - self.skipped);
         }
         self.last = self.last.max(now);
         self.last - self.skipped
@@ -124,12 +132,17 @@ pub struct Cluster {
     pub(crate) strikes: Strikes,
     /// The last generation that went back to a checkpoint.
     pub(crate) went_back: Generation,
+    /// The last generation that did not go on from what the one before had reached: what older ones store from then on is
+    /// of a line that the run has left.
+    pub(crate) forked: Generation,
     pub(crate) losses: VecDeque<Loss>,
     pub(crate) images: ImagesSeen,
     pub(crate) checkpoint_wanted: bool,
     pub(crate) stop: Option<Stop>,
     pub(crate) drain: Option<Drain>,
     pub(crate) newest: Option<Stored>,
+    /// The generation that wrote the newest checkpoint.
+    pub(crate) newest_from: Generation,
     pub(crate) outcome: Option<Outcome>,
     pub(crate) pulse: Pulse,
 }
@@ -149,12 +162,14 @@ impl Cluster {
             wanted: policy.workers,
             strikes: Strikes::default(),
             went_back: Generation(0),
+            forked: Generation(0),
             losses: VecDeque::new(),
             images: newest.as_ref().map(|stored| stored.images).unwrap_or_default(),
             checkpoint_wanted: false,
             stop: None,
             drain: None,
             newest,
+            newest_from: Generation(0),
             outcome: None,
             pulse: Pulse::default(),
             policy,

@@ -270,7 +270,7 @@ impl World {
         // the last word of it may have been lost: what counts is what a resume would find
         let found = self.store.values().copied().max_by_key(|&state| {
             let node = self.history.node(state);
-            (node.position.images, node.generation)
+            (node.generation, node.depth)
         });
         invariants::an_end_is_stored(outcome, found, &self.history)
     }

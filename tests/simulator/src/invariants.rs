@@ -2,7 +2,7 @@
 //!
 //! They look at what the simulated world did, never at how the code under test decides.
 
-use crate::history::{History, State};
+use crate::history::{BEGINNING, History, State};
 use crate::plan::Millis;
 use common::ids::{Generation, ImagesSeen};
 use coordinator_core::{Cause, Outcome, Reason};
@@ -46,9 +46,18 @@ pub fn no_step_is_taken_twice(generation: Generation, held: &[State], start: Sta
     })
 }
 
-/// Whatever the latest generation starts from is of the history that the run had: two different ones are never both the run's.
-pub fn one_history(generation: Generation, start: State, history: &History) -> Holds {
-    holds("the run has one history", history.on_one_line(start, history.head), || {
+/// Whatever the latest generation starts from is of the history that the run had: two different ones are never both the run's. Only
+/// if all who held it are lost, and nothing of it is stored, may the run go on from what another line has left.
+pub fn one_history(
+    generation: Generation,
+    start: State,
+    held: &[State],
+    newest: Option<State>,
+    history: &History,
+) -> Holds {
+    let is_lost = !held.iter().any(|&state| state != BEGINNING && history.on_one_line(state, history.head));
+    let other = held.contains(&start) && is_lost && newest.is_none_or(|stored| history.on_one_line(stored, start));
+    holds("the run has one history", other || history.on_one_line(start, history.head), || {
         format!("{generation} starts from state {start}, and the run was at {}: neither led to the other", history.head)
     })
 }

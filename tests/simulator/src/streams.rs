@@ -92,7 +92,8 @@ impl World {
             0 => self.push(self.now + mine, Item::Worker(w, Timer::Broken(stream))),
             1 => {
                 self.push(self.now + theirs, Item::Ended(stream));
-                self.excuse(w, self.now);
+                let silent = self.now + self.patience(w);
+                self.excuse(w, silent);
             }
             _ => {
                 self.push(self.now + mine, Item::Worker(w, Timer::Broken(stream)));

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use worker_core::{Activity, After, Agreed, Agreement, Ending, FLAGS, Flags, after, agree};
 
 /// Every rank must be there within this time.
-const CONNECT: Millis = 60_000;
+pub(crate) const CONNECT: Millis = 60_000;
 
 /// What a training thread is at.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -79,6 +79,7 @@ struct Committing {
     number: u64,
     key: String,
     state: State,
+    generation: Generation,
     images: u64,
     done: Option<bool>,
 }
@@ -302,8 +303,9 @@ impl World {
                 self.meshes[index].start = Some(held.state);
                 if self.is_latest(generation) {
                     let rollback = self.workers[w].assignment.as_ref().is_some_and(|assignment| assignment.rollback);
-                    invariants::one_history(generation, held.state, &self.history)?;
                     let mine = std::mem::take(&mut self.meshes[index].held);
+                    let newest = self.coordinator.cluster.newest().and_then(|newest| self.store.get(&newest.manifest));
+                    invariants::one_history(generation, held.state, &mine, newest.copied(), &self.history)?;
                     if !rollback {
                         invariants::no_step_is_taken_twice(generation, &mine, held.state, &self.history)?;
                     }
@@ -434,7 +436,7 @@ impl World {
     fn commit(&mut self, w: usize, flight: InFlight, generation: Generation) {
         let InFlight { number, state, images, .. } = flight;
         let key = format!("{images}-{}", generation.0);
-        self.workers[w].storing.committing = Some(Committing { number, key, state, images, done: None });
+        self.workers[w].storing.committing = Some(Committing { number, key, state, generation, images, done: None });
         let at = self.stored_at();
         self.push(at, Item::Worker(w, Timer::Commit(number)));
     }
@@ -468,8 +470,7 @@ impl World {
         if held {
             self.workers[w].storing.stored_at = Some(committing.images);
             let stored = Stored { images: ImagesSeen(committing.images), manifest: committing.key };
-            let generation = self.generation(w);
-            self.count(w, Counted::Stored { generation, stored });
+            self.count(w, Counted::Stored { generation: committing.generation, stored });
         } else {
             self.workers[w].storing.candidate = None;
         }

@@ -174,7 +174,7 @@ impl World {
         w
     }
 
-    fn patience(&self, w: usize) -> Millis {
+    pub(crate) fn patience(&self, w: usize) -> Millis {
         if self.workers[w].welcomed { self.plan.policy.patience.as_millis() as Millis } else { PATIENCE }
     }
 

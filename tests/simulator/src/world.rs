@@ -181,7 +181,7 @@ impl World {
         let whole = |time: Duration| time.as_millis() as Millis;
         let last = self.plan.healed + whole(self.plan.policy.startup) * 4 + 400_000;
         // who is left when the run is over has this long to find out
-        let leave = self.plan.orphan_patience + patience * 3 + 15_000 + self.plan.store * 4;
+        let leave = self.plan.orphan_patience + patience * 3 + 15_000 + self.plan.store * 4 + crate::training::CONNECT;
         let mut over: Option<Millis> = None;
         while let Some(Reverse(Entry { at, item, .. })) = self.queue.pop() {
             self.now = at;
@@ -302,6 +302,10 @@ impl World {
             Fault::Arrive => self.arrive(now),
             Fault::PauseCoordinator(time) => {
                 self.coordinator.paused = until(time);
+                // what troubled a worker before is seen only afterwards
+                for worker in self.workers.iter_mut().filter(|worker| worker.excused > now) {
+                    worker.excused += until(time) - now;
+                }
                 self.push(until(time), Item::ResumeCoordinator);
             }
             Fault::JumpAhead(time) => self.coordinator.skew += time as i64,

@@ -18,7 +18,7 @@ pub use worker_core::{Activity, Commands, Progress};
 
 use common::config::resolved::RunConfig;
 use common::exit::Exit;
-use common::ids::ImagesSeen;
+use common::ids::{Generation, ImagesSeen};
 use rpc::from_worker::Body;
 use shared::Shared;
 use std::sync::atomic::AtomicBool;
@@ -38,6 +38,8 @@ const FAREWELL: Duration = Duration::from_secs(5);
 /// A checkpoint that is committed, as [`Agent::stored`] announces it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stored {
+    /// The generation that wrote it: another may be at work when that is known.
+    pub generation: Generation,
     /// Images seen at the checkpoint.
     pub images: ImagesSeen,
     /// Key of the manifest below the run.
@@ -211,13 +213,14 @@ impl Agent {
 
     /// Sends one [`common::metrics::Event`] as JSON. Rank 0 only. Kept while the coordinator is away, up to a bound.
     pub fn tick(&self, event_json: String) {
-        self.enqueue(Body::Tick(rpc::Tick { generation: self.generation(), event: event_json }));
+        let generation = self.shared.with_place(|place| place.generation().0);
+        self.enqueue(Body::Tick(rpc::Tick { generation, event: event_json }));
     }
 
     /// Announces a committed checkpoint. Rank 0 only. Kept while the coordinator is away, up to a bound.
     pub fn stored(&self, stored: Stored) {
         self.enqueue(Body::Stored(rpc::Stored {
-            generation: self.generation(),
+            generation: stored.generation.0,
             images: stored.images.0,
             manifest: stored.manifest,
             bytes: stored.bytes,
@@ -237,10 +240,6 @@ impl Agent {
         if self.ended.recv_timeout(deadline).is_err() {
             tracing::warn!("the coordinator did not take the farewell within {:.1} s", deadline.as_secs_f64());
         }
-    }
-
-    fn generation(&self) -> u64 {
-        self.shared.with_place(|place| place.generation().0)
     }
 
     fn enqueue(&self, body: Body) {
