@@ -249,7 +249,8 @@ impl Fake<'_> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let committed = runtime.block_on(run.commit(&manifest)).expect("a commit");
         let manifest = committed.key.to_string();
-        self.agent.stored(Stored { images: ImagesSeen(images), manifest, bytes: 0, stall_seconds: 0.0, seconds: 0.0 });
+        let (generation, images) = (assignment.generation, ImagesSeen(images));
+        self.agent.stored(Stored { generation, images, manifest, bytes: 0, stall_seconds: 0.0, seconds: 0.0 });
     }
 }
 

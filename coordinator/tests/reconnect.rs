@@ -68,7 +68,8 @@ fn work(address: SocketAddr, breaks: &mpsc::Sender<()>) {
         }
     }
     let images = ImagesSeen(TICKS * 100);
-    agent.stored(Stored { images, manifest: "m".into(), bytes: 1, stall_seconds: 0.0, seconds: 0.0 });
+    let (generation, manifest) = (assignment.generation, "m".into());
+    agent.stored(Stored { generation, images, manifest, bytes: 1, stall_seconds: 0.0, seconds: 0.0 });
     agent.progress(agent::Progress { images, ..agent::Progress::default() });
     agent.leave(Exit::Ok, "done");
 }

@@ -11,7 +11,7 @@ use crate::input::Input;
 use crate::models;
 use crate::outputs::Outputs;
 use crate::ranks::Ranks;
-use crate::run::{self, Ending, Parts};
+use crate::run::{self, Parts};
 use crate::sync::{self, Carried};
 use crate::trainer::{StepError, Trainer};
 use crate::{alike, chaos, environment, prepare};
@@ -31,6 +31,7 @@ use storage::Store;
 use tch::{Device, Kind};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
+use worker_core::{After, Ending, after};
 
 /// Until the run's own patience is known.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -137,20 +138,23 @@ impl Worker {
             match agent.wait(self.carried.is_some(), &trouble, diverged)? {
                 Next::Leave { reason } => return Ok((Exit::Ok, format!("not needed any more: {reason}"))),
                 Next::Orphaned => return self.store_alone(agent),
-                Next::Place(assignment) => match self.take_part(agent, &assignment) {
-                    Ok(Ending::Regroup) => (trouble, diverged) = (String::new(), false),
-                    Ok(Ending::Complete) => return Ok((Exit::Ok, "complete".to_owned())),
-                    Ok(Ending::Stopped) => return Ok((Exit::Ok, format!("stopped: {}", agent.stop_reason()))),
-                    Ok(Ending::Orphaned) => return Ok(orphaned()),
-                    Err(failure)
-                        if matches!(failure.exit(), Exit::WorkerLost | Exit::Diverged)
-                            && !agent.commands().dismissed =>
-                    {
-                        tracing::info!("{} is over for this worker: {failure}", assignment.generation);
-                        (trouble, diverged) = (failure.to_string(), failure.exit() == Exit::Diverged);
+                Next::Place(assignment) => {
+                    let ended = self.take_part(agent, &assignment);
+                    let dismissed = ended.is_err() && agent.commands().dismissed;
+                    match (after(ended.as_ref().copied().map_err(Failure::exit), dismissed), ended) {
+                        (After::Wait, Ok(_)) => (trouble, diverged) = (String::new(), false),
+                        (After::Wait, Err(failure)) => {
+                            tracing::info!("{} is over for this worker: {failure}", assignment.generation);
+                            (trouble, diverged) = (failure.to_string(), failure.exit() == Exit::Diverged);
+                        }
+                        (After::Leave(_), Err(failure)) => return Err(failure),
+                        (After::Leave(_), Ok(Ending::Orphaned)) => return Ok(orphaned()),
+                        (After::Leave(exit), Ok(Ending::Stopped)) => {
+                            return Ok((exit, format!("stopped: {}", agent.stop_reason())));
+                        }
+                        (After::Leave(exit), Ok(_)) => return Ok((exit, "complete".to_owned())),
                     }
-                    Err(failure) => return Err(failure),
-                },
+                }
             }
         }
     }

@@ -11,7 +11,7 @@ use crate::generate;
 use crate::input::Input;
 use crate::outputs::Outputs;
 use crate::sync::{self, Carried};
-use crate::trainer::{Flags, Trainer};
+use crate::trainer::Trainer;
 use agent::{Activity, Agent, Commands, Progress, Stored};
 use common::checkpoint::TrainerCursor;
 use common::growth::Level;
@@ -23,24 +23,12 @@ use data::Pyramid;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use worker_core::{Agreed, Ending, Flags, Wishes};
 
 /// Updates skipped in a row, all networks together, after which the run has diverged.
 const SKIPPED_MAX: u64 = 16;
 /// Steps between two looks at their number: the host waits for the device then.
 const LOOK: u64 = 16;
-
-/// How a generation ended in good order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
-    /// All images of the schedule were shown.
-    Complete,
-    /// Somebody asked for it.
-    Stopped,
-    /// The coordinator was away for too long.
-    Orphaned,
-    /// The ranks leave their generation together, for another one. Nothing is stored: the state stays in memory.
-    Regroup,
-}
 
 /// What training needs besides the trainer.
 pub struct Parts<'a> {
@@ -80,10 +68,8 @@ struct Training<'t, 'a> {
     seconds_before: f64,
     best: BTreeMap<String, f64>,
     floors: BTreeMap<u32, BTreeMap<u32, f64>>,
-    /// A wish for a checkpoint that is not yet told to the others.
-    wish: bool,
-    /// Rank 0: a commit that is not yet told to the others.
-    committed: bool,
+    /// What is not yet told to the others.
+    wishes: Wishes,
     /// A rank has to be given the state anew.
     repair: bool,
     began: Instant,
@@ -175,8 +161,7 @@ impl<'t, 'a> Training<'t, 'a> {
             seconds_before: from.seconds,
             best: from.best,
             floors: BTreeMap::new(),
-            wish: false,
-            committed: false,
+            wishes: Wishes::default(),
             repair: false,
             began: Instant::now(),
             cycle_began: done,
@@ -250,49 +235,33 @@ impl<'t, 'a> Training<'t, 'a> {
         self.work.count(&self.last, &clock);
         self.last = clock;
         self.report(Activity::Train, began.elapsed().as_secs_f64());
-        // one coordinator that still gives orders is enough to make it a stop
-        Ok(match agreed {
-            Flags { stop, .. } if stop > 0.0 => Some(Ending::Stopped),
-            Flags { orphaned, .. } if orphaned > 0.0 => Some(Ending::Orphaned),
-            Flags { regroup, .. } if regroup > 0.0 || self.repair => Some(Ending::Regroup),
-            _ => None,
-        })
+        Ok(agreed.ending().or(self.repair.then_some(Ending::Regroup)))
     }
 
     fn flags(&mut self, commands: Commands) -> Flags {
-        let set = |wanted| f32::from(u8::from(wanted));
-        self.wish |= commands.checkpoint_now;
-        let wish = self.wish && !self.parts.checkpoints.in_flight();
-        Flags {
-            stop: set(commands.stop),
-            orphaned: set(commands.orphaned),
-            checkpoint: set(wish),
-            stored: set(self.parts.checkpoints.stored()),
-            committed: set(std::mem::take(&mut self.committed)),
-            regroup: set(commands.regroup),
-        }
+        let checkpoints = &mut self.parts.checkpoints;
+        self.wishes.flags(commands, checkpoints.in_flight(), checkpoints.stored())
     }
 
     /// Begins, concludes and announces checkpoints, each at the same step on every rank.
-    fn keep_checkpoints(&mut self, agreed: Flags) -> Result<(), Failure> {
-        if agreed.committed > 0.0 {
+    fn keep_checkpoints(&mut self, agreed: Agreed) -> Result<(), Failure> {
+        if agreed.committed > 0 {
             self.parts.checkpoints.committed();
         }
-        if agreed.stored as u32 == self.trainer.communicator().world() {
+        if agreed.is_stored(self.trainer.communicator().world()) {
             self.parts.checkpoints.conclude(self.trainer)?;
         }
         let done = self.parts.checkpoints.poll();
-        self.committed |= done.is_some();
+        if done.is_some() {
+            self.wishes.has_committed();
+        }
         self.announce(done);
         let every = images_of(self.trainer.config().checkpoint.every_kimg);
-        let wanted = agreed.checkpoint > 0.0 && !self.parts.checkpoints.in_flight();
-        // A round has one state for each count of images that is stored while it goes on: the one after its last step. A
-        // state between D's step and G's has the same count, and would pass for it when the run ends.
-        let round_begins = self.trainer.position().step == 0;
-        let due = round_begins && (wanted || self.parts.checkpoints.due(self.images(), every));
+        let (round_begins, in_flight) = (self.trainer.position().step == 0, self.parts.checkpoints.in_flight());
+        let due = self.parts.checkpoints.due(self.images(), every);
         // a run that may be diverging goes back to what was stored before
-        if due && self.trainer.skipped_in_a_row() == 0 {
-            self.wish = false;
+        let wanted = round_begins && (due || agreed.checkpoint > 0);
+        if wanted && self.trainer.skipped_in_a_row() == 0 && self.wishes.begins(agreed, round_begins, in_flight, due) {
             let began = Instant::now();
             let cursor = self.cursor();
             self.parts.checkpoints.begin(self.trainer, cursor);
@@ -526,6 +495,7 @@ impl<'t, 'a> Training<'t, 'a> {
             done.bytes
         );
         self.parts.agent.stored(Stored {
+            generation: done.generation,
             images: done.images,
             manifest: done.key,
             bytes: done.bytes,

@@ -14,6 +14,7 @@ use common::schedule::StateVersion;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use tch::{Kind, Tensor, no_grad};
+use worker_core::Agreement;
 
 /// What belongs to the state of a run besides its tensors.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -38,15 +39,12 @@ pub fn agree(ranks: &mut Ranks, trainer: &mut Trainer, mine: Option<&Carried>) -
     let told = ranks.together(|mesh| mesh.all_gather_bytes(&to_bytes(&version)))?;
     let versions = told.iter().zip(0..).map(|(bytes, rank)| from_bytes(bytes, rank));
     let versions = versions.collect::<Result<Vec<Option<StateVersion>>, _>>()?;
-    let Some(latest) = versions.iter().flatten().max().copied() else { return Ok(None) };
-    let source = versions.iter().position(|v| *v == Some(latest)).unwrap_or_default() as u32;
+    let Some(Agreement { latest, source, behind }) = worker_core::agree(&versions) else { return Ok(None) };
     let rank = ranks.mesh().rank();
     let word = if rank == source { to_bytes(&mine) } else { Vec::new() };
     let words = ranks.together(|mesh| mesh.all_gather_bytes(&word))?;
     let carried: Option<Carried> = from_bytes(&words[source as usize], source)?;
     let carried = carried.ok_or_else(|| unreadable(source, "it has nothing to say of its state".to_owned()))?;
-    let behind: Vec<u32> =
-        versions.iter().zip(0..).filter(|(v, _)| **v != Some(latest)).map(|(_, rank)| rank).collect();
     if !behind.is_empty() {
         if rank == source {
             tracing::info!("rank {source} brings ranks {behind:?} to {latest:?}");
@@ -103,7 +101,8 @@ fn fingerprint(trainer: &Trainer) -> (i64, i64) {
 /// Sends every tensor of rank `source` to all others. A rank that `holds` the same state compares.
 fn share(ranks: &mut Ranks, trainer: &mut Trainer, source: u32, holds: bool) -> Result<(), Failure> {
     let sends = ranks.mesh().rank() == source;
-    if !sends {
+    // who holds the same state only compares, and keeps it if the source is lost meanwhile
+    if !sends && !holds {
         trainer.set_line(None);
     }
     let (mut digests, mut differing) = (Vec::new(), Vec::new());
@@ -117,6 +116,7 @@ fn share(ranks: &mut Ranks, trainer: &mut Trainer, source: u32, holds: bool) -> 
             differing.push(part.name.clone());
         }
         if !sends && (!holds || before != Some(digest)) {
+            trainer.set_line(None);
             fill(&part, &bytes);
         }
     }

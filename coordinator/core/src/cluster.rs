@@ -11,9 +11,12 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A longer gap between two events, of which the clock's alone come ten times a second, means that the coordinator itself
-/// stood still (stopped, swapped out): not the workers' fault.
+/// A longer gap between two events (the clock's alone come ten times a second), or one of a quarter of the patience, means that
+/// the coordinator itself stood still (stopped, swapped out): not the workers' fault.
 pub const PAUSE: Duration = Duration::from_millis(300);
+
+/// So long nothing may happen to a coordinator that is well, however little patience it has.
+const BREATH: Duration = Duration::from_millis(200);
 
 /// What the workers were told to end for.
 #[derive(Clone, Debug, PartialEq)]
@@ -102,15 +105,20 @@ pub(crate) struct Departing {
 pub(crate) struct Pulse {
     last: Duration,
     skipped: Duration,
+    /// When the last pause ended.
+    paused: Option<Duration>,
 }
 
 impl Pulse {
     /// The time to count for `now`, which may even run backwards. Of a pause so little is counted that nobody who was
     /// heard just before it has spent his `patience`.
     pub(crate) fn advance(&mut self, now: Duration, patience: Duration) -> Duration {
-        let gap = now.saturating_sub(self.last);
-        if gap > PAUSE {
-            self.skipped += gap - PAUSE.min(patience / 4);
+        let (gap, counts) = (now.saturating_sub(self.last), PAUSE.min(patience / 4));
+        if gap > counts.max(BREATH) {
+            // of a second one, before anybody could be heard again, nothing is counted
+            let again = self.paused.is_some_and(|at| self.last - self.skipped < at + patience);
+            self.skipped += if again { gap } else { gap - counts };
+            self.paused = Some(self.last.max(now) - self.skipped);
         }
         self.last = self.last.max(now);
         self.last - self.skipped
@@ -133,12 +141,17 @@ pub struct Cluster {
     pub(crate) divergences: u32,
     /// The last generation that went back to a checkpoint.
     pub(crate) went_back: Generation,
+    /// The last generation that did not go on from what the one before had reached: what older ones store from then on is
+    /// of a line that the run has left.
+    pub(crate) forked: Generation,
     pub(crate) losses: VecDeque<Loss>,
     pub(crate) images: ImagesSeen,
     pub(crate) checkpoint_wanted: bool,
     pub(crate) stop: Option<Stop>,
     pub(crate) drain: Option<Drain>,
     pub(crate) newest: Option<Stored>,
+    /// The generation that wrote the newest checkpoint.
+    pub(crate) newest_from: Generation,
     pub(crate) outcome: Option<Outcome>,
     pub(crate) pulse: Pulse,
 }
@@ -159,12 +172,14 @@ impl Cluster {
             strikes: Strikes::default(),
             divergences: 0,
             went_back: Generation(0),
+            forked: Generation(0),
             losses: VecDeque::new(),
             images: newest.as_ref().map(|stored| stored.images).unwrap_or_default(),
             checkpoint_wanted: false,
             stop: None,
             drain: None,
             newest,
+            newest_from: Generation(0),
             outcome: None,
             pulse: Pulse::default(),
             policy,

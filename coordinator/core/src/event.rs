@@ -159,7 +159,7 @@ pub enum Event {
         /// Where it stands.
         standing: Standing,
     },
-    /// A checkpoint is committed: a fact, in whichever generation it was written. Rank 0 says so.
+    /// A checkpoint is committed. Rank 0 of the generation that wrote it says so, perhaps in a later one.
     Stored {
         /// Who.
         worker: WorkerId,

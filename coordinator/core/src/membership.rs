@@ -178,6 +178,16 @@ impl Cluster {
             (member.rank, member.out) = (None, false);
         }
         self.generation = Generation(latest.0 + 1);
+        let held: Vec<Generation> = (eligible.iter().filter_map(|worker| self.members.get(worker)))
+            .filter(|member| member.standing.has_state)
+            .map(|member| member.standing.generation)
+            .collect();
+        // what is held is of a line that the run has left, and since then it has stored what is on the present one
+        let left = self.forked.0 > 0 && self.newest_from >= self.forked;
+        rollback |= left && !held.is_empty() && held.iter().all(|generation| *generation < self.forked);
+        if rollback || !held.contains(&over) {
+            self.forked = self.generation;
+        }
         let mut peers = Vec::new();
         for (rank, worker) in (0..).zip(&eligible) {
             if let Some(member) = self.members.get_mut(worker) {

@@ -8,7 +8,7 @@ use crate::event::{Action, Command, Event, ExitStatus, SessionId, Standing, Stor
 use crate::invariants;
 use crate::reason::{Cause, Reason, Refusal};
 use crate::state::{Farewell, Link, Member, Phase, Process};
-use common::ids::ImagesSeen;
+use common::ids::{Generation, ImagesSeen};
 use std::time::Duration;
 
 /// Takes one event at `now` (time since the cluster was made; the coordinator's own pauses are recognised and left out)
@@ -50,9 +50,9 @@ impl Cluster {
                 Err(refusal) => actions.push(Action::Refuse { session, refusal }),
             },
             Event::Progress { worker, session, standing } => self.heard(&worker, session, standing, now, actions),
-            Event::Stored { worker, session, stored, .. } => {
-                if self.on_session(&worker, session, now).is_some() {
-                    self.committed(stored);
+            Event::Stored { worker, session, generation, stored } => {
+                if self.on_session(&worker, session, now).is_some() && generation >= self.forked {
+                    self.committed(generation, stored);
                 }
             }
             Event::Left { worker, session, exit, message, images } => {
@@ -104,12 +104,12 @@ impl Cluster {
         }
     }
 
-    fn committed(&mut self, stored: Stored) {
+    fn committed(&mut self, generation: Generation, stored: Stored) {
         if self.newest.as_ref().is_none_or(|newest| stored.images > newest.images) {
             self.divergences = 0;
         }
         if self.newest.as_ref().is_none_or(|newest| stored.images >= newest.images) {
-            self.newest = Some(stored);
+            (self.newest, self.newest_from) = (Some(stored), generation);
         }
     }
 

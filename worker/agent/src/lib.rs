@@ -3,8 +3,8 @@
 //! The training thread never waits for the network. It writes its progress into atomics, reads commands from one atomic,
 //! and hands ticks to a bounded queue; a background thread with a small runtime of its own does the rest, reconnects when
 //! the stream breaks, ends a generation that is over even while training is blocked in it, and after `orphan_patience`
-//! without a coordinator raises [`Commands::orphaned`]. This crate knows no tensors and takes no decision about training: it
-//! only carries what was said.
+//! without a coordinator raises [`Commands::orphaned`]. This crate knows no tensors and takes no decision: what an order means for a
+//! worker is `worker_core`'s, and here it is only carried.
 
 mod error;
 mod join;
@@ -14,11 +14,11 @@ mod shared;
 
 pub use error::AgentError;
 pub use join::{Assignment, JoinInfo};
-pub use shared::{Activity, Commands, Progress};
+pub use worker_core::{Activity, Commands, Progress};
 
 use common::config::resolved::RunConfig;
 use common::exit::Exit;
-use common::ids::ImagesSeen;
+use common::ids::{Generation, ImagesSeen};
 use rpc::from_worker::Body;
 use shared::Shared;
 use std::sync::atomic::AtomicBool;
@@ -38,6 +38,8 @@ const FAREWELL: Duration = Duration::from_secs(5);
 /// A checkpoint that is committed, as [`Agent::stored`] announces it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stored {
+    /// The generation that wrote it: another may be at work when that is known.
+    pub generation: Generation,
     /// Images seen at the checkpoint.
     pub images: ImagesSeen,
     /// Key of the manifest below the run.
@@ -87,10 +89,9 @@ impl Notice {
     /// place, nobody does.
     #[must_use]
     pub fn give(&self) -> bool {
-        let mut place = self.0.place();
-        place.leaving = true;
+        let missed = self.0.with_place(worker_core::Place::give_notice);
         self.0.changed.notify_one();
-        place.ready || place.is_taken()
+        missed
     }
 }
 
@@ -159,11 +160,7 @@ impl Agent {
     /// # Errors
     /// The coordinator closed the session.
     pub fn wait(&self, has_state: bool, trouble: &str, diverged: bool) -> Result<Next, AgentError> {
-        {
-            let mut place = self.shared.place();
-            (place.ready, place.has_state, place.diverged, place.abort) = (true, has_state, diverged, None);
-            place.trouble = truncated(trouble, MESSAGE_BYTES_MAX / 16);
-        }
+        self.shared.wait(has_state, truncated(trouble, MESSAGE_BYTES_MAX / 16), diverged);
         self.shared.changed.notify_one();
         loop {
             return match self.orders.recv().unwrap_or(Order::Failed(AgentError::Ended)) {
@@ -179,12 +176,7 @@ impl Agent {
     /// `abort` ends the generation in which this worker has its place: it is called, from another thread, when the
     /// coordinator says that the generation is over, and must return at once.
     pub fn on_abort(&self, abort: impl Fn() + Send + Sync + 'static) {
-        let mut place = self.shared.place();
-        if place.aborted {
-            abort();
-        }
-        place.abort = Some(Arc::new(abort));
-        drop(place);
+        self.shared.on_abort(Arc::new(abort));
         self.shared.changed.notify_one();
     }
 
@@ -216,12 +208,13 @@ impl Agent {
     /// Why the coordinator wants a stop, once [`Commands::stop`] is set.
     #[must_use]
     pub fn stop_reason(&self) -> String {
-        self.shared.stop_reason()
+        self.shared.with_place(|place| place.stop_reason().to_owned())
     }
 
     /// Sends one [`common::metrics::Event`] as JSON. Rank 0 only. Kept while the coordinator is away, up to a bound.
     pub fn tick(&self, event_json: String) {
-        self.enqueue(Body::Tick(rpc::Tick { generation: self.shared.place().generation.0, event: event_json }));
+        let generation = self.shared.with_place(|place| place.generation().0);
+        self.enqueue(Body::Tick(rpc::Tick { generation, event: event_json }));
     }
 
     /// Sends one [`common::ledger::Span`] as JSON. Rank 0 only. Kept while the coordinator is away, up to a bound.
@@ -232,7 +225,7 @@ impl Agent {
     /// Announces a committed checkpoint. Rank 0 only. Kept while the coordinator is away, up to a bound.
     pub fn stored(&self, stored: Stored) {
         self.enqueue(Body::Stored(rpc::Stored {
-            generation: self.shared.place().generation.0,
+            generation: stored.generation.0,
             images: stored.images.0,
             manifest: stored.manifest,
             bytes: stored.bytes,
@@ -280,7 +273,7 @@ struct OrphanIfPanicked(Arc<Shared>);
 impl Drop for OrphanIfPanicked {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.0.raise(shared::ORPHANED);
+            self.0.with_place(worker_core::Place::orphan);
         }
     }
 }

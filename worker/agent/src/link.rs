@@ -4,19 +4,14 @@ use crate::Order;
 use crate::error::AgentError;
 use crate::join::{self, Assignment, JoinInfo};
 use crate::session::{self, End};
-use crate::shared::{self, Shared};
+use crate::shared::Shared;
 use common::config::resolved::RunConfig;
-use common::ids::Generation;
 use rpc::from_worker::Body;
-use std::collections::VecDeque;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use tonic::transport::Endpoint;
-
-const PAUSE_MIN: Duration = Duration::from_millis(50);
-const PAUSE_MAX: Duration = Duration::from_secs(2);
+use worker_core::{Away, Effect, Outbox, Retry, Word};
 
 /// What the session was opened with, and from the assignment on the run's own patience.
 pub(crate) struct Terms {
@@ -33,12 +28,9 @@ pub(crate) struct Link {
     pub shared: Arc<Shared>,
     pub inbox: tokio::sync::mpsc::Receiver<Body>,
     /// Taken from the inbox, but not yet known to have arrived: sent again on the next stream.
-    pub unconfirmed: VecDeque<(u64, Body)>,
-    last_sequence: u64,
+    pub outbox: Outbox<Body>,
     /// The coordinator has answered the join.
     pub welcomed: bool,
-    /// The last generation in which this worker was given a place.
-    assigned: Generation,
     orders: mpsc::Sender<Order>,
 }
 
@@ -49,8 +41,7 @@ impl Link {
         inbox: tokio::sync::mpsc::Receiver<Body>,
         orders: mpsc::Sender<Order>,
     ) -> Self {
-        let (unconfirmed, assigned) = (VecDeque::new(), Generation(0));
-        Self { terms, shared, inbox, unconfirmed, last_sequence: 0, welcomed: false, assigned, orders }
+        Self { terms, shared, inbox, outbox: Outbox::default(), welcomed: false, orders }
     }
 
     /// Hands an order to the training thread, which hears it when it next waits for one.
@@ -70,51 +61,35 @@ impl Link {
 
     /// Takes a place in a later generation than any before; the same one may come again.
     pub(crate) fn accept(&mut self, assignment: Assignment) {
-        if assignment.generation > self.assigned && self.shared.place().ready {
-            self.assigned = assignment.generation;
-            self.shared.take_place(assignment.generation);
+        if self.shared.obey(Word::Assign(assignment.generation)) == Effect::Enter {
             self.order(Order::Assign(Box::new(assignment)));
         }
     }
 
-    /// Numbers a message and keeps it until the coordinator confirms it.
-    pub(crate) fn keep(&mut self, body: Body) -> u64 {
-        self.last_sequence += 1;
-        self.unconfirmed.push_back((self.last_sequence, body));
-        self.last_sequence
-    }
-
-    pub(crate) fn confirm(&mut self, received: u64) {
-        while self.unconfirmed.front().is_some_and(|(sequence, _)| *sequence <= received) {
-            self.unconfirmed.pop_front();
-        }
-    }
-
     pub(crate) fn progress(&self) -> rpc::Progress {
-        let progress = self.shared.progress();
-        let place = self.shared.place();
+        let standing = self.shared.standing();
         rpc::Progress {
-            generation: place.generation.0,
-            images: progress.images.0,
-            phase: progress.phase,
-            activity: progress.activity.name().into(),
-            step_seconds: progress.step_seconds,
-            busy_seconds: progress.busy_seconds,
-            data_seconds: progress.data_seconds,
-            share: progress.share,
-            ready: place.ready,
-            has_state: place.has_state,
-            trouble: place.trouble.clone(),
-            waiting: self.shared.waiting().load(Ordering::Relaxed),
-            diverged: place.diverged,
-            leaving: place.leaving,
+            generation: standing.generation.0,
+            images: standing.progress.images.0,
+            phase: standing.progress.phase,
+            activity: standing.progress.activity.name().into(),
+            step_seconds: standing.progress.step_seconds,
+            busy_seconds: standing.progress.busy_seconds,
+            data_seconds: standing.progress.data_seconds,
+            share: standing.progress.share,
+            ready: standing.ready,
+            has_state: standing.has_state,
+            trouble: standing.trouble,
+            waiting: standing.waiting,
+            diverged: standing.diverged,
+            leaving: standing.leaving,
         }
     }
 
     /// Serves streams until the worker leaves, is refused, or is an orphan.
     pub(crate) async fn run(mut self) {
-        let mut away_since = Instant::now();
-        let mut pause = PAUSE_MIN;
+        let began = Instant::now();
+        let mut away = Away::new(Duration::ZERO);
         loop {
             let (why, alive) = match session::serve(&mut self).await {
                 End::Left => return,
@@ -125,29 +100,27 @@ impl Link {
                 End::Broken { why, alive } => (why, alive),
             };
             if alive {
-                (away_since, pause) = (Instant::now(), PAUSE_MIN);
                 tracing::warn!("the connection to the coordinator broke ({why}); reconnecting");
             } else {
                 tracing::debug!("no connection to the coordinator: {why}");
             }
-            let away = away_since.elapsed();
-            if !self.welcomed && away >= self.terms.patience {
-                let address = self.terms.endpoint.uri().to_string();
-                return self.give_up(AgentError::Unreachable { address, waited: away, why });
+            match away.broken(alive, self.limit(), began.elapsed()) {
+                Retry::After(pause) => sleep(pause).await,
+                Retry::TooLong(waited) if self.welcomed => {
+                    tracing::warn!("no coordinator for {:.1} s: this worker is on its own", waited.as_secs_f64());
+                    self.shared.with_place(worker_core::Place::orphan);
+                    return self.order(Order::Orphaned);
+                }
+                Retry::TooLong(waited) => {
+                    let address = self.terms.endpoint.uri().to_string();
+                    return self.give_up(AgentError::Unreachable { address, waited, why });
+                }
             }
-            if self.welcomed && away >= self.terms.orphan_patience {
-                tracing::warn!("no coordinator for {:.1} s: this worker is on its own", away.as_secs_f64());
-                self.shared.raise(shared::ORPHANED);
-                return self.order(Order::Orphaned);
-            }
-            // the last try comes when the patience ends, not after it
-            sleep(pause.min(self.limit().saturating_sub(away))).await;
-            pause = (pause * 2).min(PAUSE_MAX).min(self.limit() / 4);
         }
     }
 
     fn has_left(&self) -> bool {
-        matches!(self.unconfirmed.back(), Some((_, Body::Leave(_))))
+        matches!(self.outbox.newest(), Some(Body::Leave(_)))
     }
 
     fn limit(&self) -> Duration {
@@ -156,9 +129,7 @@ impl Link {
 
     fn dismiss(self, message: String) {
         tracing::debug!("the coordinator closed the session: {message}");
-        self.shared.raise(shared::DISMISSED);
-        let generation = self.shared.place().generation;
-        self.shared.abort(generation);
+        self.shared.dismiss();
         self.give_up(AgentError::Refused { message });
     }
 

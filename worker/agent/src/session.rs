@@ -6,7 +6,7 @@ use crate::Order;
 use crate::error::AgentError;
 use crate::join::{self, Assignment};
 use crate::link::Link;
-use crate::{MESSAGE_BYTES_MAX, QUEUE, shared};
+use crate::{MESSAGE_BYTES_MAX, QUEUE};
 use common::ids::Generation;
 use rpc::control_client::ControlClient;
 use rpc::from_worker::Body;
@@ -17,9 +17,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
-
-/// How often progress is sent at least, for a lively display; more often if the patience asks for it.
-const PROGRESS: Duration = Duration::from_millis(500);
+use worker_core::{Effect, Word};
 
 /// Messages that may wait for the socket.
 const WINDOW: usize = 16;
@@ -69,7 +67,7 @@ async fn converse(link: &mut Link, sender: mpsc::Sender<FromWorker>, mut incomin
     let mut beat = heartbeat(patience);
     let mut silent_at = Instant::now() + patience;
     let mut alive = false;
-    for (sequence, body) in link.unconfirmed.clone() {
+    for (sequence, body) in link.outbox.unconfirmed().cloned().collect::<Vec<_>>() {
         match say(link, &sender, sequence, body, alive).await {
             Ok(false) => {}
             Ok(true) => {
@@ -102,9 +100,9 @@ async fn converse(link: &mut Link, sender: mpsc::Sender<FromWorker>, mut incomin
                 let why = format!("no sign of life for {:.1} s", patience.as_secs_f64());
                 return End::Broken { why, alive };
             }
-            body = link.inbox.recv(), if link.unconfirmed.len() < QUEUE => {
+            body = link.inbox.recv(), if link.outbox.len() < QUEUE => {
                 let Some(body) = body else { return End::Left };
-                let sequence = link.keep(body.clone());
+                let sequence = link.outbox.keep(body.clone());
                 match say(link, &sender, sequence, body, alive).await {
                     Ok(false) => {}
                     Ok(true) => {
@@ -129,7 +127,7 @@ async fn converse(link: &mut Link, sender: mpsc::Sender<FromWorker>, mut incomin
 }
 
 fn heartbeat(patience: Duration) -> Interval {
-    let mut beat = interval(PROGRESS.min(patience / 8).max(Duration::from_millis(10)));
+    let mut beat = interval(worker_core::heartbeat(patience));
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     beat
 }
@@ -188,12 +186,13 @@ async fn farewell_read(mut incoming: Streaming<ToWorker>, patience: Duration) ->
 
 fn obey(link: &mut Link, message: ToWorker) -> Option<End> {
     match message.body? {
-        to_worker::Body::Beat(beat) => link.confirm(beat.received),
-        to_worker::Body::Checkpoint(_) => link.shared.raise(shared::CHECKPOINT),
+        to_worker::Body::Beat(beat) => link.outbox.confirm(beat.received),
+        to_worker::Body::Checkpoint(_) => hear(link, Word::Checkpoint),
         to_worker::Body::Refused(refused) => return Some(End::Refused(refused.message)),
-        // heard when this worker next waits for a place
-        to_worker::Body::Stop(stop) if stop.generation == 0 => link.order(Order::Stop { reason: stop.reason }),
-        to_worker::Body::Stop(stop) => link.shared.stop(Generation(stop.generation), stop.reason),
+        to_worker::Body::Stop(stop) => {
+            let generation = (stop.generation > 0).then_some(Generation(stop.generation));
+            hear(link, Word::Stop { generation, reason: stop.reason });
+        }
         to_worker::Body::Welcome(welcome) => match join::config(&welcome) {
             Ok(config) => link.welcome(config),
             Err(error) => return Some(End::Wrong(error)),
@@ -202,15 +201,16 @@ fn obey(link: &mut Link, message: ToWorker) -> Option<End> {
             Ok(assignment) => link.accept(assignment),
             Err(error) => return Some(End::Wrong(error)),
         },
-        to_worker::Body::Abort(abort) => link.shared.abort(Generation(abort.generation)),
-        to_worker::Body::Regroup(regroup) => {
-            let place = link.shared.place();
-            if place.generation == Generation(regroup.generation) && !place.ready {
-                link.shared.raise(shared::REGROUP);
-            }
-        }
+        to_worker::Body::Abort(abort) => hear(link, Word::Abort(Generation(abort.generation))),
+        to_worker::Body::Regroup(regroup) => hear(link, Word::Regroup(Generation(regroup.generation))),
     }
     None
+}
+
+fn hear(link: &Link, word: Word) {
+    if let Effect::Leave { reason } = link.shared.obey(word) {
+        link.order(Order::Stop { reason });
+    }
 }
 
 /// An error with its causes: the outermost alone often says only "transport error".

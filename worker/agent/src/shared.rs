@@ -1,130 +1,26 @@
 //! What the training thread and the background thread share: latest values in atomics, no lock on the way of a step.
+//!
+//! What an order means for a worker's place is `worker_core`'s; here it is only shared.
 
-use common::ids::{Generation, ImagesSeen};
+use common::ids::ImagesSeen;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
-
-/// What a worker is doing. Each has a time budget of its own.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Activity {
-    /// Waiting for its place.
-    #[default]
-    Join = 0,
-    /// Opening the data set.
-    Data = 1,
-    /// Reading a checkpoint.
-    Restore = 2,
-    /// Training.
-    Train = 3,
-    /// Computing a quality metric.
-    Evaluate = 4,
-    /// Waiting for a checkpoint to be stored.
-    Checkpoint = 5,
-    /// Meeting the other ranks of a generation.
-    Form = 6,
-}
-
-impl Activity {
-    /// Its name on the wire.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Join => "join",
-            Self::Data => "data",
-            Self::Restore => "restore",
-            Self::Train => "train",
-            Self::Evaluate => "evaluate",
-            Self::Checkpoint => "checkpoint",
-            Self::Form => "form",
-        }
-    }
-
-    fn from_u8(value: u8) -> Self {
-        [Self::Join, Self::Data, Self::Restore, Self::Train, Self::Evaluate, Self::Checkpoint, Self::Form]
-            .into_iter()
-            .find(|activity| *activity as u8 == value)
-            .unwrap_or_default()
-    }
-}
-
-/// Where training is.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Progress {
-    /// Images seen.
-    pub images: ImagesSeen,
-    /// Index of the step in work within its round.
-    pub phase: u32,
-    /// What the worker is doing.
-    pub activity: Activity,
-    /// Seconds that the last step took.
-    pub step_seconds: f64,
-    /// Seconds of a step that are this rank's own work, on average over the last ones, waiting for images included.
-    pub busy_seconds: f64,
-    /// Of those, waiting for images.
-    pub data_seconds: f64,
-    /// Statistical groups of the minibatch that this rank holds.
-    pub share: u32,
-}
-
-/// What the coordinator wants, or its absence demands.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Commands {
-    /// Finish the step that all ranks agree on, checkpoint, leave with exit code 0.
-    pub stop: bool,
-    /// Propose a checkpoint to the other ranks. Returned once per request.
-    pub checkpoint_now: bool,
-    /// Propose to the other ranks to leave this generation together, for another.
-    pub regroup: bool,
-    /// The coordinator has been away for `orphan_patience`: checkpoint and leave with exit code 7.
-    pub orphaned: bool,
-    /// The coordinator closed the session: this worker is no part of the run any more. Leave without a checkpoint.
-    pub dismissed: bool,
-}
-
-impl Commands {
-    /// Whether there is nothing to do but to train.
-    #[must_use]
-    pub fn is_empty(self) -> bool {
-        self == Self::default()
-    }
-}
-
-pub(crate) const STOP: u8 = 1;
-pub(crate) const CHECKPOINT: u8 = 2;
-pub(crate) const ORPHANED: u8 = 4;
-pub(crate) const DISMISSED: u8 = 8;
-pub(crate) const REGROUP: u8 = 16;
+use worker_core::{Activity, Commands, Effect, Place, Progress, Standing, Word};
 
 /// What ends a generation for this worker, from any thread.
-pub(crate) type Abort = Arc<dyn Fn() + Send + Sync>;
+type Abort = Arc<dyn Fn() + Send + Sync>;
 
-/// Where a worker stands between and within generations.
+/// A worker's place, and what ends the generation there.
 #[derive(Default)]
-pub(crate) struct Place {
-    /// The generation that it is in, or with `ready` the last one.
-    pub generation: Generation,
-    pub ready: bool,
-    pub has_state: bool,
-    pub trouble: String,
-    pub diverged: bool,
-    pub leaving: bool,
-    pub abort: Option<Abort>,
-    /// The generation was aborted, perhaps before there was anything to abort.
-    pub aborted: bool,
+struct Seat {
+    place: Place,
+    abort: Option<Abort>,
 }
 
-impl Place {
-    /// Whether the worker is in a generation.
-    pub fn is_taken(&self) -> bool {
-        self.generation.0 > 0 && !self.ready
-    }
-}
-
-impl std::fmt::Debug for Place {
+impl std::fmt::Debug for Seat {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Place {{ {}, ready: {} }}", self.generation, self.ready)
+        self.place.fmt(f)
     }
 }
 
@@ -140,9 +36,9 @@ pub(crate) struct Shared {
     data_seconds: AtomicU64,
     share: AtomicU32,
     waiting: Arc<AtomicBool>,
-    commands: AtomicU8,
-    stop_reason: Mutex<String>,
-    place: Mutex<Place>,
+    /// Whether there is a command: the usual answer is no, and then one read is all.
+    commanded: AtomicBool,
+    seat: Mutex<Seat>,
     /// Wakes the background thread, to say at once where the worker stands.
     pub(crate) changed: Notify,
 }
@@ -174,83 +70,110 @@ impl Shared {
         &self.waiting
     }
 
-    pub(crate) fn place(&self) -> MutexGuard<'_, Place> {
-        self.place.lock().unwrap_or_else(PoisonError::into_inner)
+    fn seat(&self) -> MutexGuard<'_, Seat> {
+        self.seat.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A place was given: what was said of earlier generations holds no more.
-    pub(crate) fn take_place(&self, generation: Generation) {
-        self.commands.fetch_and(!(REGROUP | STOP), Ordering::AcqRel);
-        self.waiting.store(false, Ordering::Relaxed);
-        let mut place = self.place();
-        (place.generation, place.ready, place.aborted, place.abort) = (generation, false, false, None);
-        place.trouble.clear();
-        place.diverged = false;
+    /// Looks at the place, or changes it.
+    pub(crate) fn with_place<T>(&self, look: impl FnOnce(&mut Place) -> T) -> T {
+        self.change(|seat| look(&mut seat.place))
     }
 
-    /// Ends `generation` for this worker, if it is in it.
-    pub(crate) fn abort(&self, generation: Generation) {
-        let mut place = self.place();
-        if place.generation == generation && !place.ready {
-            place.aborted = true;
-            if let Some(abort) = &place.abort {
+    fn change<T>(&self, change: impl FnOnce(&mut Seat) -> T) -> T {
+        let mut seat = self.seat();
+        let answer = change(&mut seat);
+        self.commanded.store(!seat.place.commands().is_empty(), Ordering::Release);
+        answer
+    }
+
+    pub(crate) fn standing(&self) -> Standing {
+        self.with_place(|place| place.standing(self.progress(), self.waiting.load(Ordering::Relaxed)))
+    }
+
+    /// In no generation, and nothing to abort.
+    pub(crate) fn wait(&self, has_state: bool, trouble: String, diverged: bool) {
+        self.change(|seat| {
+            seat.place.wait(has_state, trouble, diverged);
+            seat.abort = None;
+        });
+    }
+
+    /// Obeys what was said; what follows inside of this worker's place is done.
+    pub(crate) fn obey(&self, word: Word) -> Effect {
+        self.change(|seat| {
+            let effect = seat.place.obey(word);
+            self.perform(seat, &effect);
+            effect
+        })
+    }
+
+    /// The coordinator closed the session.
+    pub(crate) fn dismiss(&self) {
+        self.change(|seat| {
+            let effect = seat.place.dismiss();
+            self.perform(seat, &effect);
+        });
+    }
+
+    fn perform(&self, seat: &mut Seat, effect: &Effect) {
+        match (effect, &seat.abort) {
+            (Effect::Enter, _) => {
+                self.waiting.store(false, Ordering::Relaxed);
+                seat.abort = None;
+            }
+            (Effect::Abort, Some(abort)) => abort(),
+            (Effect::Abort | Effect::Leave { .. } | Effect::Nothing, _) => {}
+        }
+    }
+
+    /// `abort` ends the generation that this worker is in, which may be over already.
+    pub(crate) fn on_abort(&self, abort: Abort) {
+        self.change(|seat| {
+            if seat.place.is_aborted() {
                 abort();
             }
-        }
-    }
-
-    pub(crate) fn raise(&self, command: u8) {
-        self.commands.fetch_or(command, Ordering::Release);
-    }
-
-    /// `generation` is to finish, if this worker is in it.
-    pub(crate) fn stop(&self, generation: Generation, reason: String) {
-        let place = self.place();
-        if place.generation != generation || place.ready {
-            return;
-        }
-        *self.stop_reason.lock().unwrap_or_else(PoisonError::into_inner) = reason;
-        self.raise(STOP);
-    }
-
-    pub(crate) fn stop_reason(&self) -> String {
-        self.stop_reason.lock().unwrap_or_else(PoisonError::into_inner).clone()
+            seat.abort = Some(abort);
+        });
     }
 
     pub(crate) fn take_commands(&self) -> Commands {
-        // the usual answer is "nothing": then one read is all
-        if self.commands.load(Ordering::Relaxed) == 0 {
+        if !self.commanded.load(Ordering::Relaxed) {
             return Commands::default();
         }
-        let raised = self.commands.fetch_and(!CHECKPOINT, Ordering::Acquire);
-        Commands {
-            stop: raised & STOP != 0,
-            checkpoint_now: raised & CHECKPOINT != 0,
-            regroup: raised & REGROUP != 0,
-            orphaned: raised & ORPHANED != 0,
-            dismissed: raised & DISMISSED != 0,
-        }
+        self.with_place(Place::take_commands)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use common::ids::Generation;
 
     #[test]
-    fn a_checkpoint_is_asked_for_once_and_a_stop_stays() {
+    fn a_command_is_seen_by_the_other_thread_until_it_holds_no_more() {
         let shared = Shared::default();
         assert!(shared.take_commands().is_empty());
-        shared.raise(CHECKPOINT);
-        shared.take_place(Generation(3));
-        shared.stop(Generation(2), "long over".into());
-        assert!(!shared.take_commands().stop);
-        shared.raise(CHECKPOINT);
-        shared.stop(Generation(3), "enough".into());
+        shared.wait(false, String::new());
+        shared.obey(Word::Assign(Generation(3)));
+        shared.obey(Word::Checkpoint);
+        shared.obey(Word::Stop { generation: Some(Generation(3)), reason: "enough".into() });
         let first = Commands { stop: true, checkpoint_now: true, ..Commands::default() };
         assert_eq!(shared.take_commands(), first);
         assert_eq!(shared.take_commands(), Commands { checkpoint_now: false, ..first });
-        assert_eq!(shared.stop_reason(), "enough");
+        shared.wait(true, String::new());
+        shared.obey(Word::Assign(Generation(4)));
+        assert!(shared.take_commands().is_empty());
+    }
+
+    #[test]
+    fn an_abort_that_comes_first_is_done_as_soon_as_there_is_something_to_abort() {
+        let (shared, aborted) = (Shared::default(), Arc::new(AtomicBool::new(false)));
+        shared.wait(false, String::new());
+        shared.obey(Word::Assign(Generation(1)));
+        shared.obey(Word::Abort(Generation(1)));
+        let done = Arc::clone(&aborted);
+        shared.on_abort(Arc::new(move || done.store(true, Ordering::Relaxed)));
+        assert!(aborted.load(Ordering::Relaxed));
     }
 
     #[test]

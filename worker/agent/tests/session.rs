@@ -204,12 +204,13 @@ fn commands_arrive_and_a_farewell_comes_after_what_was_queued() {
 
     agent.progress(Progress { images: ImagesSeen(50), ..Progress::default() });
     agent.tick("{\"kind\":\"tick\"}".into());
-    agent.stored(Stored { images: ImagesSeen(50), manifest: "m".into(), bytes: 5, stall_seconds: 0.1, seconds: 2.0 });
+    let (images, generation) = (ImagesSeen(50), Generation(2));
+    agent.stored(Stored { generation, images, manifest: "m".into(), bytes: 5, stall_seconds: 0.1, seconds: 2.0 });
     let leaving = std::thread::spawn(move || agent.leave(Exit::Ok, "done"));
     coordinator.hear_until(&mut stream, |body| {
         match body {
             Body::Tick(tick) => assert_eq!((tick.generation, tick.event.as_str()), (3, "{\"kind\":\"tick\"}")),
-            Body::Stored(stored) => assert_eq!((stored.images, stored.bytes), (50, 5)),
+            Body::Stored(stored) => assert_eq!((stored.generation, stored.images, stored.bytes), (2, 50, 5)),
             Body::Leave(leave) => {
                 assert_eq!((leave.exit, leave.message.as_str(), leave.images), (0, "done", 50));
                 return Some(());

@@ -47,6 +47,8 @@ pub struct Identity {
 /// A checkpoint that is committed.
 #[derive(Clone, Debug)]
 pub struct Committed {
+    /// The generation that wrote it.
+    pub generation: Generation,
     /// Images seen at it.
     pub images: ImagesSeen,
     /// Key of its manifest.
@@ -239,8 +241,8 @@ impl Checkpoints {
                 manifest.nonce = storage::fresh_nonce().map_err(|e| e.to_string())?;
                 manifest.created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
                 let done = run.commit(&manifest).await.map_err(|e| e.to_string())?;
-                let images = ImagesSeen(manifest.cursor.images);
-                Ok(Committed { images, key: done.key.to_string(), bytes, stall, took: began.elapsed() })
+                let (generation, images) = (manifest.generation, ImagesSeen(manifest.cursor.images));
+                Ok(Committed { generation, images, key: done.key.to_string(), bytes, stall, took: began.elapsed() })
             };
             let _trainer_gone = sender.send(attempt.await);
         });

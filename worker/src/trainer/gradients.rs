@@ -11,9 +11,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use tch::{Device, Kind, Tensor, no_grad};
-
-/// Numbers at the end of the buffer that belong to no parameter.
-pub const FLAGS: usize = 6;
+use worker_core::FLAGS;
 
 /// A bucket is closed when it holds this many numbers (4 MiB): small enough to overlap, large enough to fill a link.
 const BUCKET: usize = 1 << 20;

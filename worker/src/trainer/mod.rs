@@ -6,7 +6,8 @@
 
 mod gradients;
 
-pub use gradients::FLAGS;
+pub use worker_core::{Agreed, Flags};
+
 use gradients::Gradients;
 
 use crate::chaos::{self, Struck};
@@ -24,6 +25,7 @@ use native::{HostF32, NativeError};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use tch::{Device, Kind, Tensor, no_grad};
+use worker_core::FLAGS;
 
 /// Why a step could not be taken.
 #[derive(Debug, thiserror::Error)]
@@ -34,34 +36,6 @@ pub enum StepError {
     /// libtorch refused; a defect.
     #[error(transparent)]
     Native(#[from] NativeError),
-}
-
-/// What the ranks tell each other with every step, summed: each number counts the ranks that say so.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Flags {
-    /// Was told to stop.
-    pub stop: f32,
-    /// Has been without a coordinator for too long, and wants to stop for that.
-    pub orphaned: f32,
-    /// Wants a checkpoint now.
-    pub checkpoint: f32,
-    /// Has stored its share of the checkpoint in flight.
-    pub stored: f32,
-    /// Has committed the checkpoint that was stored last (rank 0).
-    pub committed: f32,
-    /// Was told that the ranks should leave this generation together.
-    pub regroup: f32,
-}
-
-impl Flags {
-    fn to_wire(self) -> [f32; FLAGS] {
-        [self.stop, self.orphaned, self.checkpoint, self.stored, self.committed, self.regroup]
-    }
-
-    fn from_wire(wire: [f32; FLAGS]) -> Self {
-        let [stop, orphaned, checkpoint, stored, committed, regroup] = wire;
-        Self { stop, orphaned, checkpoint, stored, committed, regroup }
-    }
 }
 
 /// The step that comes next, for whoever fetches its data.
@@ -216,7 +190,7 @@ impl Trainer {
     ///
     /// # Errors
     /// When another rank is lost. The step is then not taken on this rank: parameters and position are what they were.
-    pub fn step(&mut self, real: Option<&Tensor>, flags: Flags) -> Result<Flags, StepError> {
+    pub fn step(&mut self, real: Option<&Tensor>, flags: Flags) -> Result<Agreed, StepError> {
         self.reset_at_knee();
         self.told.clear();
         self.suffer_at(Point::Forward);
@@ -251,7 +225,7 @@ impl Trainer {
         real: Option<&Tensor>,
         flags: Flags,
         deed: Struck,
-    ) -> Result<Flags, StepError> {
+    ) -> Result<Agreed, StepError> {
         gradients.begin(self.model.parameters(phase.module), flags.to_wire())?;
         let mine = self.my_groups();
         let pieces: Vec<_> = self.stage.micro_batches(&mine).collect();
@@ -268,7 +242,7 @@ impl Trainer {
         gradients.launch_rest();
         self.do_to_itself(deed);
         self.communicator.wait()?;
-        Ok(Flags::from_wire(gradients.flags()))
+        Ok(Agreed::from_wire(gradients.flags()))
     }
 
     /// Gradients group by group, summed on one fixed tree: the same bits for every division into ranks.
@@ -279,7 +253,7 @@ impl Trainer {
         real: Option<&Tensor>,
         flags: Flags,
         deed: Struck,
-    ) -> Result<Flags, StepError> {
+    ) -> Result<Agreed, StepError> {
         let mine = self.my_groups();
         let as_usize = mine.start as usize..mine.end as usize;
         let mut tree = std::mem::take(&mut self.tree);
@@ -294,7 +268,7 @@ impl Trainer {
         let mut wire = flags.to_wire();
         let sums = self.communicator.sum_f64(wire.map(f64::from).to_vec())?;
         wire.iter_mut().zip(sums).for_each(|(flag, sum)| *flag = sum as f32);
-        Ok(Flags::from_wire(wire))
+        Ok(Agreed::from_wire(wire))
     }
 
     /// The objective of `phase` over the groups of `piece`; its statistics are noted.

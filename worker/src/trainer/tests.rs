@@ -260,10 +260,10 @@ fn flags_are_counted_over_the_ranks() {
         let config = config(determinism, "");
         let agreed = on_ranks(3, &config, |mut t| {
             let next = t.upcoming(1).remove(0);
-            let mine = Flags { stop: 1.0, checkpoint: t.communicator().rank() as f32, ..Flags::default() };
+            let mine = Flags { stop: true, checkpoint: t.communicator().rank() > 0, ..Flags::default() };
             t.step(images(&next).as_ref(), mine).unwrap()
         });
-        assert!(agreed.iter().all(|f| *f == Flags { stop: 3.0, checkpoint: 3.0, ..Flags::default() }), "{agreed:?}");
+        assert!(agreed.iter().all(|sum| *sum == Agreed { stop: 3, checkpoint: 2, ..Agreed::default() }), "{agreed:?}");
     }
 }
 

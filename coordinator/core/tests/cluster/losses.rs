@@ -135,6 +135,18 @@ fn the_coordinator_s_own_pause_evicts_nobody() {
 }
 
 #[test]
+fn a_short_pause_of_the_coordinator_is_none_of_the_workers_however_little_patience_it_has() {
+    let patience = SECOND * 4 / 5;
+    let mut run = Run::started(Policy { patience, ..policy(3) });
+    run.workers.iter_mut().for_each(|worker| worker.paused = true);
+    run.stop_coordinator(patience);
+    run.pass(patience);
+    run.workers.iter_mut().for_each(|worker| worker.paused = false);
+    run.pass(SECOND);
+    assert_eq!((run.phase(), run.generation()), (Phase::Running, 1), "{:?}", run.cluster);
+}
+
+#[test]
 fn a_rank_for_which_the_others_wait_is_lost() {
     let mut run = Run::started(policy(3));
     run.pass(5 * SECOND); // a generation that is known

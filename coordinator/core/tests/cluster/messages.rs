@@ -186,3 +186,22 @@ fn late_and_doubled_messages_harm_nothing() {
     run.operator(Command::Stop);
     assert_eq!(run.ends(10 * SECOND).exit, Exit::Ok);
 }
+
+#[test]
+fn a_checkpoint_of_a_line_that_the_run_has_left_is_not_its_newest() {
+    let mut run = Run::started(Policy { local: 1, ..policy(2) });
+    // the whole first generation is lost, and its successor begins anew; then somebody says what the first one stored
+    run.pass(SECOND);
+    run.kill(0);
+    assert!(run.until(10 * SECOND, |run| run.generation() > 1 && run.trains_with(1)), "{:?}", run.cluster);
+    let (index, newest) = (run.rank(0), run.cluster.newest().cloned());
+    let (worker, session) = (run.id(index), run.workers[index].session.expect("it has joined"));
+    let mut store = |generation: u64, images: u64| {
+        let stored = Stored { images: ImagesSeen(images), manifest: format!("m{images}") };
+        let (worker, generation) = (worker.clone(), Generation(generation));
+        run.feed(Event::Stored { worker, session, generation, stored });
+        run.cluster.newest().cloned()
+    };
+    assert_eq!(store(1, 90_000), newest);
+    assert_eq!(store(2, 7).map(|stored| stored.manifest), Some("m7".to_owned()));
+}

@@ -1,0 +1,143 @@
+//! What must hold in every history, one named function per property.
+//!
+//! They look at what the simulated world did, never at how the code under test decides.
+
+use crate::history::{BEGINNING, History, State};
+use crate::plan::Millis;
+use common::ids::{Generation, ImagesSeen};
+use coordinator_core::{Cause, Outcome, Reason};
+
+/// A property that does not hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Broken {
+    /// Its name.
+    pub invariant: &'static str,
+    /// What was seen instead.
+    pub found: String,
+}
+
+/// A property holds, or is broken.
+pub type Holds = Result<(), Broken>;
+
+fn holds(invariant: &'static str, it_does: bool, found: impl FnOnce() -> String) -> Holds {
+    if it_does { Ok(()) } else { Err(Broken { invariant, found: found() }) }
+}
+
+/// All ranks of a generation start from equal state.
+pub fn one_state_after_recovery(generation: Generation, first: State, mine: State) -> Holds {
+    holds("one state after every recovery", first == mine, || {
+        format!("{generation} starts from state {first} on one rank and from {mine} on another")
+    })
+}
+
+/// All ranks are in one state before each step, and do the same.
+pub fn ranks_stay_together(generation: Generation, equal: bool) -> Holds {
+    holds("ranks of a generation stay together", equal, || format!("ranks of {generation} are in different states"))
+}
+
+/// A generation goes on from the latest state of its ranks that is of the run's history: no step is taken twice while one of them
+/// holds it.
+pub fn no_step_is_taken_twice(generation: Generation, held: &[State], start: State, history: &History) -> Holds {
+    let depth = |state: State| history.node(state).depth;
+    let lost = held.iter().find(|&&state| history.is_before(state, history.head) && depth(state) > depth(start));
+    holds("no step is taken twice", lost.is_none(), || {
+        let steps = lost.map_or(0, |&state| depth(state));
+        format!("{generation} starts after {} steps, and one of its ranks had taken {steps}", depth(start))
+    })
+}
+
+/// Whatever the latest generation starts from is of the history that the run had: two different ones are never both the run's. Only
+/// if all who held it are lost, and nothing of it is stored, may the run go on from what another line has left.
+pub fn one_history(
+    generation: Generation,
+    start: State,
+    held: &[State],
+    newest: Option<State>,
+    history: &History,
+) -> Holds {
+    let is_lost = !held.iter().any(|&state| state != BEGINNING && history.on_one_line(state, history.head));
+    let other = held.contains(&start) && is_lost && newest.is_none_or(|stored| history.on_one_line(stored, start));
+    holds("the run has one history", other || history.on_one_line(start, history.head), || {
+        format!("{generation} starts from state {start}, and the run was at {}: neither led to the other", history.head)
+    })
+}
+
+/// A step belongs to the state that its generation has reached.
+pub fn a_step_follows_the_one_before(generation: Generation, parent: State, step: State, history: &History) -> Holds {
+    let follows = history.head == parent || history.head == step;
+    holds("a single generation is at work", follows, || {
+        format!("{generation} goes from state {parent} to {step}, and the run is at {}", history.head)
+    })
+}
+
+/// The samples of a minibatch are dealt to the ranks without rest, each to one.
+pub fn no_sample_is_lost_or_repeated(minibatch: u32, shares: impl Iterator<Item = (u32, u32)>) -> Holds {
+    let mut dealt = 0;
+    let whole = shares.into_iter().all(|(from, to)| std::mem::replace(&mut dealt, to) == from) && dealt == minibatch;
+    holds("no sample is lost or repeated", whole, || format!("{dealt} of {minibatch} samples in order"))
+}
+
+/// A worker enters only later generations than any before.
+pub fn nothing_older_is_obeyed(worker: &str, entered: Generation, before: Generation) -> Holds {
+    holds("nothing of an older generation is obeyed", entered > before, || {
+        format!("{worker} enters {entered} after {before}")
+    })
+}
+
+/// One worker at most has a rank.
+pub fn a_rank_is_given_once(generation: Generation, rank: u32, free: bool) -> Holds {
+    holds("a rank is given once", free, || format!("two workers are rank {rank} of {generation}"))
+}
+
+/// What a generation is asked for dies with it, or comes again: nobody regroups or stops who was not asked to.
+pub fn wishes_are_of_this_generation(worker: &str, asked: bool) -> Holds {
+    holds("wishes are of the generation at work", asked, || {
+        format!("{worker} obeys what its generation was never told")
+    })
+}
+
+/// The coordinator takes a checkpoint for the run's only if it holds a state of its one history.
+pub fn a_checkpoint_is_of_the_one_history(state: State, history: &History) -> Holds {
+    holds("a checkpoint holds a state of the run's one history", history.on_one_line(state, history.head), || {
+        format!("state {state} is stored, and the run is at {}: neither led to the other", history.head)
+    })
+}
+
+/// Nobody is lost for the coordinator's pause, or for one message: only who was silent, hung or out of reach itself.
+pub fn nobody_is_evicted_without_a_cause(worker: &str, cause: &Cause, excused: bool) -> Holds {
+    let by_time = matches!(
+        cause,
+        Cause::Silent { .. } | Cause::Disconnected { .. } | Cause::Hung { .. } | Cause::Stuck { .. }
+    );
+    holds("nobody is evicted for another's fault", excused || !by_time, || format!("worker {worker} {cause}"))
+}
+
+/// While nothing goes wrong, the run gets on within a bound.
+pub fn the_run_gets_on(stood: Millis, bound: Millis) -> Holds {
+    holds("the run makes progress within a bound", stood <= bound, || {
+        format!("nothing happened for {stood} ms, of {bound}")
+    })
+}
+
+/// A run ends, and its workers with it.
+pub fn every_run_ends(late: bool, what: impl FnOnce() -> String) -> Holds {
+    holds("every run ends", !late, what)
+}
+
+/// What ended as wished has stored its last state.
+pub fn an_end_is_stored(outcome: &Outcome, stored: Option<State>, history: &History) -> Holds {
+    let images = match outcome.reason {
+        Reason::Complete { images } | Reason::Stopped { images } => images,
+        _ => return Ok(()),
+    };
+    let node = stored.map(|state| (state, history.node(state)));
+    let last = node.is_some_and(|(state, node)| state == history.head && ImagesSeen(node.position.images) == images);
+    holds("after a stop the newest checkpoint holds the last state", last, || {
+        format!("{}, and stored is {stored:?} of head {}", outcome.reason, history.head)
+    })
+}
+
+/// After a rank is lost, those who can be spoken to go on without waiting for a clock.
+pub fn a_loss_costs_no_wait(waited: Millis, bound: Millis) -> Holds {
+    holds("a loss costs no wait", waited <= bound, || format!("the survivors waited {waited} ms, of {bound}"))
+}

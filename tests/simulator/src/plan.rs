@@ -1,0 +1,189 @@
+//! What one seed stands for: the policy, how slow everything is, and what goes wrong when.
+
+use crate::chance::Chance;
+use common::ids::ImagesSeen;
+use coordinator_core::{Command, OnLoss, Policy};
+use std::time::Duration;
+
+/// Milliseconds since the schedule began.
+pub type Millis = u64;
+
+/// One thing that goes wrong. Numbers choose a worker among those that live; times are how long it lasts.
+#[derive(Clone, Copy, Debug)]
+pub enum Fault {
+    /// SIGKILL.
+    Kill(u64),
+    /// SIGKILL to all but one of those that live.
+    KillMost(u64),
+    /// A defect: it ends with this exit code, after a farewell.
+    GivesUp(u64, u32),
+    /// SIGSTOP, and SIGCONT later.
+    Pause(u64, Millis),
+    /// Every worker is stopped at once.
+    PauseAll(Millis),
+    /// Its training thread stands still, the rest of it does not.
+    Hang(u64, Millis),
+    /// Its stream breaks; whatever is on the way is lost.
+    BreakStream(u64),
+    /// What it says does not reach the coordinator.
+    CutUp(u64, Millis),
+    /// What the coordinator says does not reach it.
+    CutDown(u64, Millis),
+    /// Nobody reaches the coordinator, and it reaches nobody.
+    CutCoordinator(Millis),
+    /// What one worker says does not reach the other.
+    CutPeers(u64, u64, Millis),
+    /// SIGTERM: a notice that the machine will be taken away.
+    Term(u64),
+    /// A worker comes from elsewhere.
+    Arrive,
+    /// The coordinator is stopped for a time.
+    PauseCoordinator(Millis),
+    /// The coordinator's clock jumps ahead.
+    JumpAhead(Millis),
+    /// The coordinator's clock jumps back.
+    JumpBack(Millis),
+    /// The coordinator's process dies, and nobody takes over.
+    CrashCoordinator,
+    /// The store refuses everything.
+    StoreFails(Millis),
+    /// The store does not answer.
+    StoreHangs(Millis),
+    /// The operator wants something.
+    Operator(Command),
+}
+
+/// Everything that a seed decides in advance.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The seed.
+    pub seed: u64,
+    /// Of the coordinator.
+    pub policy: Policy,
+    /// How long workers wait for a vanished coordinator.
+    pub orphan_patience: Millis,
+    /// Longest delay of a message.
+    pub delay: Millis,
+    /// Compute time of a step, at most twice of it.
+    pub step: Millis,
+    /// Longest time from the start of a process to its join, and as long again to be prepared.
+    pub start: Millis,
+    /// Time to store a share or a manifest, at most twice of it.
+    pub store: Millis,
+    /// Images between two checkpoints; 0 for none but the last.
+    pub checkpoint_images: u64,
+    /// Images shown by a step that shows any.
+    pub minibatch: u32,
+    /// Steps of a round; the first shows images.
+    pub phases: u32,
+    /// Rounds of a cycle.
+    pub rounds: u32,
+    /// In percent, how often a worker cannot be started.
+    pub start_fails: u64,
+    /// What goes wrong, and when.
+    pub faults: Vec<(Millis, Fault)>,
+    /// From then on nothing goes wrong.
+    pub healed: Millis,
+    /// The operator stops the run this long after that, if it should.
+    pub stop_after: Option<Millis>,
+}
+
+impl Plan {
+    /// What `seed` stands for.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        let mut chance = Chance::new(seed);
+        let c = &mut chance;
+        let workers = match c.below(10) {
+            0 => 1,
+            1..=4 => 2,
+            5..=7 => 3,
+            8 => 4,
+            _ => c.between(5, 8) as u32,
+        };
+        let local = match c.below(10) {
+            0..=4 => workers,
+            5..=7 => 0,
+            _ => c.below(u64::from(workers) + 1) as u32,
+        };
+        let patience = c.between(8, 30) * 100;
+        let minibatch = 8;
+        let rounds = c.between(60, 220);
+        let policy = Policy {
+            workers,
+            min_workers: if c.happens(60) { 1 } else { c.between(1, u64::from(workers)) as u32 },
+            max_workers: (workers + c.below(3) as u32).min(8),
+            local,
+            on_loss: if c.happens(75) { OnLoss::Shrink } else { OnLoss::Wait },
+            failures: [1, 2, 3, 3, 4, 8][c.below(6) as usize],
+            total: ImagesSeen(u64::from(minibatch) * rounds),
+            startup: Duration::from_secs(c.between(8, 20)),
+            patience: Duration::from_millis(patience),
+            stop: Duration::from_secs(c.between(10, 20)),
+        };
+        let fault_time = c.between(4, 16) * 1000;
+        let count = match c.below(10) {
+            0 => 0,
+            1..=4 => c.between(1, 3),
+            5..=7 => c.between(3, 8),
+            _ => c.between(8, 20),
+        };
+        let mut faults: Vec<(Millis, Fault)> =
+            (0..count).map(|_| (c.between(200, fault_time), fault(c, patience))).collect();
+        if c.happens(3) {
+            faults.push((c.between(1000, fault_time), Fault::CrashCoordinator));
+        }
+        faults.sort_by_key(|(at, _)| *at);
+        Self {
+            seed,
+            policy,
+            orphan_patience: c.between(4, 12) * 1000,
+            delay: [1, 5, 20, 60][c.below(4) as usize],
+            step: [10, 30, 60, 120][c.below(4) as usize],
+            start: c.between(50, 800),
+            store: [5, 50, 300][c.below(3) as usize],
+            checkpoint_images: if c.happens(70) { c.between(2, 40) * 16 } else { 0 },
+            minibatch,
+            phases: 2,
+            rounds: c.between(1, 2) as u32,
+            start_fails: if c.happens(10) { 20 } else { 0 },
+            healed: fault_time + 200,
+            stop_after: c.happens(40).then(|| c.below(15_000)),
+            faults,
+        }
+    }
+}
+
+fn fault(c: &mut Chance, patience: Millis) -> Fault {
+    let who = c.below(8);
+    // short and long against the patience
+    let long = |c: &mut Chance| match c.below(3) {
+        0 => c.between(50, patience / 2),
+        1 => c.between(patience / 2, patience * 2),
+        _ => c.between(patience * 2, patience * 5),
+    };
+    match c.below(100) {
+        0..=17 => Fault::Kill(who),
+        18..=19 => Fault::KillMost(who),
+        20..=21 => Fault::GivesUp(who, [1, 6, 8][c.below(3) as usize]),
+        22..=31 => Fault::Pause(who, long(c)),
+        32..=33 => Fault::PauseAll(long(c)),
+        34..=38 => Fault::Hang(who, long(c) * 2),
+        39..=50 => Fault::BreakStream(who),
+        51..=55 => Fault::CutUp(who, long(c)),
+        56..=60 => Fault::CutDown(who, long(c)),
+        61..=63 => Fault::CutCoordinator(long(c)),
+        64..=67 => Fault::CutPeers(who, c.below(8), long(c)),
+        68..=71 => Fault::Term(who),
+        72..=77 => Fault::Arrive,
+        78..=82 => Fault::PauseCoordinator(long(c) * 2),
+        83..=84 => Fault::JumpAhead(long(c) * 4),
+        85 => Fault::JumpBack(long(c)),
+        86..=88 => Fault::StoreFails(long(c)),
+        89..=90 => Fault::StoreHangs(long(c)),
+        91..=94 => Fault::Operator(Command::Scale(c.below(9) as u32)),
+        95..=98 => Fault::Operator(Command::Checkpoint),
+        _ if c.happens(60) => Fault::Operator(Command::Stop),
+        _ => Fault::Operator(Command::Kill),
+    }
+}

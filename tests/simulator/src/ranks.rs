@@ -1,0 +1,144 @@
+//! The ranks of one generation: calls that end when all have made them, and fail when one is gone.
+//!
+//! A call in which the last rank died may have ended on some of the others, and fail on the rest: then those are one step ahead.
+
+use crate::history::State;
+use crate::invariants;
+use crate::plan::Millis;
+use crate::world::{Item, Step, Timer, World};
+use common::ids::Generation;
+use common::schedule::StateVersion;
+use std::rc::Rc;
+use std::sync::Arc;
+use worker_core::Flags;
+
+/// What a rank says in a call.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Said {
+    Hello,
+    Version(Option<(StateVersion, State)>),
+    /// What belongs to the state: the newest checkpoint.
+    Word(Option<Saved>),
+    Share,
+    Step {
+        state: State,
+        flags: Flags,
+    },
+    /// Whether this rank's share of a checkpoint is stored.
+    Conclude(bool),
+    Held(bool),
+    Barrier,
+}
+
+/// A checkpoint as ranks remember it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Saved {
+    pub images: u64,
+    /// It was stored between two rounds.
+    pub whole: bool,
+}
+
+/// One generation's mesh.
+#[derive(Debug)]
+pub(crate) struct Mesh {
+    pub generation: Generation,
+    pub peers: Arc<[String]>,
+    /// Who is there, by rank.
+    pub there: Vec<Option<usize>>,
+    said: Vec<Option<Said>>,
+    /// The state that it started from, once one rank has.
+    pub start: Option<State>,
+    /// What its ranks held when they met.
+    pub held: Vec<State>,
+    pub broken: bool,
+    /// Somebody was told to regroup, or to stop.
+    pub asked_regroup: bool,
+    pub asked_stop: bool,
+}
+
+impl World {
+    /// A worker comes to meet the others.
+    pub(crate) fn meet(&mut self, w: usize, generation: Generation, peers: &Arc<[String]>, rank: u32) -> Step {
+        let found = self.meshes.iter().rposition(|mesh| mesh.generation == generation && mesh.peers == *peers);
+        let index = found.unwrap_or_else(|| {
+            self.meshes.push(Mesh {
+                generation,
+                peers: Arc::clone(peers),
+                there: vec![None; peers.len()],
+                said: vec![None; peers.len()],
+                start: None,
+                held: Vec::new(),
+                broken: false,
+                asked_regroup: false,
+                asked_stop: false,
+            });
+            self.meshes.len() - 1
+        });
+        let place = &mut self.meshes[index].there[rank as usize];
+        invariants::a_rank_is_given_once(generation, rank, place.is_none())?;
+        *place = Some(w);
+        self.workers[w].mesh = Some((index, rank as usize));
+        self.say_to_ranks(w, Said::Hello)
+    }
+
+    /// A rank makes a call. It ends when all have.
+    pub(crate) fn say_to_ranks(&mut self, w: usize, said: Said) -> Step {
+        let Some((index, rank)) = self.workers[w].mesh else { return Ok(()) };
+        self.workers[w].waiting = true;
+        if self.workers[w].mesh_failed {
+            return self.lose_generation(w, "a peer is gone");
+        }
+        let mesh = &mut self.meshes[index];
+        mesh.said[rank] = Some(said);
+        if mesh.said.iter().any(Option::is_none) {
+            return Ok(());
+        }
+        let all: Rc<[Said]> = mesh.said.iter_mut().filter_map(Option::take).collect();
+        let (generation, there) = (mesh.generation, mesh.there.clone());
+        let alike = all.iter().all(|one| std::mem::discriminant(one) == std::mem::discriminant(&all[0]));
+        invariants::ranks_stay_together(generation, alike)?;
+        let mut state = None;
+        if let Said::Step { state: parent, .. } = all[0] {
+            let together = all.iter().all(|one| matches!(one, Said::Step { state, .. } if *state == parent));
+            invariants::ranks_stay_together(generation, together)?;
+            state = Some(self.take_step(generation, parent, there.len() as u32)?);
+        }
+        for other in there.into_iter().flatten() {
+            let at = self.between_ranks(w, other);
+            self.workers[other].call_at = at;
+            self.push(at, Item::Worker(other, Timer::Call(index, Rc::clone(&all), state)));
+        }
+        Ok(())
+    }
+
+    fn take_step(&mut self, generation: Generation, parent: State, world: u32) -> Result<State, invariants::Broken> {
+        let (minibatch, before) = (self.plan.minibatch, self.history.node(parent).position);
+        let shows = if before.step == 0 { minibatch } else { 0 };
+        let shares = (0..world).map(|rank| (minibatch * rank / world, minibatch * (rank + 1) / world));
+        invariants::no_sample_is_lost_or_repeated(minibatch, shares)?;
+        let position = before.advance(shows, self.plan.phases, self.plan.rounds);
+        Ok(self.history.step(parent, generation, position, shows))
+    }
+
+    /// When something that one rank sends reaches another.
+    fn between_ranks(&mut self, from: usize, to: usize) -> Millis {
+        let soon = self.now + self.net.below(self.plan.delay.min(10) + 2);
+        let cut = self.peers_cut.iter().filter(|(a, b, _)| (*a, *b) == (from, to) || from == to && *b == to);
+        cut.map(|(_, _, until)| *until).max().map_or(soon, |until| until.max(soon))
+    }
+
+    /// A rank is gone from its mesh: the others notice. Who goes in good order has said all before: what a dead one said may be lost.
+    pub(crate) fn leave_ranks(&mut self, w: usize, in_order: bool) {
+        let Some((index, rank)) = self.workers[w].mesh.take() else { return };
+        self.workers[w].waiting = false;
+        let mesh = &mut self.meshes[index];
+        mesh.there[rank] = None;
+        mesh.said[rank] = None;
+        mesh.broken = true;
+        for other in mesh.there.clone().into_iter().flatten() {
+            let first = if in_order { self.workers[other].call_at } else { 0 };
+            let at = (self.between_ranks(w, other) + self.net.below(10)).max(first);
+            self.push(at, Item::Worker(other, Timer::MeshBroken(index)));
+        }
+    }
+}

@@ -1,0 +1,527 @@
+//! The shell around `worker-core`'s session: streams, orders and signs of life, as `agent` does it.
+
+use crate::history::State;
+use crate::invariants;
+use crate::plan::Millis;
+use crate::streams::{Counted, Down, Up};
+use crate::training::{Job, Storing};
+use crate::world::{Item, Step, Timer, World, tell};
+use common::exit::Exit;
+use common::ids::{Generation, ImagesSeen};
+use coordinator_core::{Assignment, ExitStatus, Standing, WorkerId};
+use std::collections::VecDeque;
+use std::time::Duration;
+use worker_core::{Activity, Away, Effect, Outbox, Place, Progress, Retry, Wishes, Word, heartbeat};
+
+/// Until the run's own patience is known.
+const PATIENCE: Millis = 10_000;
+/// Longest time that a farewell may take.
+const FAREWELL: Millis = 5000;
+
+/// What a worker's training thread is told.
+#[derive(Clone, Debug)]
+pub(crate) enum Order {
+    Assign(Assignment),
+    Leave,
+    Orphaned,
+    /// The session is over, and the process ends with this code.
+    Failed(Exit),
+}
+
+/// The state that a worker holds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Held {
+    pub state: State,
+    /// The generation that brought it there.
+    pub line: Generation,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Link {
+    Off,
+    Opening(usize),
+    Up { stream: usize, heard: Millis, alive: bool, farewell: bool },
+    Resting,
+    Ended,
+}
+
+/// One worker process.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    pub id: String,
+    pub name: WorkerId,
+    pub local: bool,
+    pub peer: String,
+    pub alive: bool,
+    /// Stopped until then.
+    pub paused: Millis,
+    /// Its training thread stands still until then.
+    pub hung: Millis,
+    pub cut_up: Millis,
+    pub cut_down: Millis,
+    /// Until then it is no wonder if it is given up.
+    pub excused: Millis,
+    pub deferred: Vec<Item>,
+    /// Highest number of it that the coordinator has read.
+    pub received: u64,
+    // the session
+    link: Link,
+    place: Place,
+    outbox: Outbox<Counted>,
+    /// Not yet numbered.
+    queued: VecDeque<Counted>,
+    away: Away,
+    welcomed: bool,
+    /// Of the timers that are valid.
+    opening: u64,
+    beating: u64,
+    entered: Generation,
+    pub orders: VecDeque<Order>,
+    // training
+    pub job: Job,
+    pub work: u64,
+    pub mesh: Option<(usize, usize)>,
+    pub mesh_failed: bool,
+    pub waiting: bool,
+    /// When the last call with the other ranks ends for it.
+    pub call_at: Millis,
+    pub assignment: Option<Assignment>,
+    pub held: Option<Held>,
+    pub progress: Progress,
+    pub wishes: Wishes,
+    pub storing: Storing,
+    /// When the step in work began.
+    pub began: Millis,
+    leaving: Option<Exit>,
+}
+
+impl Worker {
+    /// The stream on which it speaks, or tries to.
+    pub(crate) fn stream(&self) -> Option<usize> {
+        match self.link {
+            Link::Opening(stream) | Link::Up { stream, .. } => Some(stream),
+            Link::Off | Link::Resting | Link::Ended => None,
+        }
+    }
+
+    /// Whether it is on its way out.
+    pub(crate) fn leaves(&self) -> bool {
+        self.leaving.is_some()
+    }
+
+    pub(crate) fn describe(&self) -> String {
+        format!("{} {:?} {:?} {:?} {:?}", self.id, self.job, self.link, self.place, self.mesh)
+    }
+
+    fn standing(&self) -> Standing {
+        let standing = self.place.standing(self.progress, self.waiting);
+        Standing {
+            generation: standing.generation,
+            ready: standing.ready,
+            has_state: standing.has_state,
+            trouble: standing.trouble,
+            leaving: standing.leaving,
+            images: standing.progress.images,
+            step: standing.progress.phase,
+            activity: standing.progress.activity.name().to_owned(),
+            waiting: standing.waiting,
+            step_time: Duration::from_secs_f64(standing.progress.step_seconds),
+        }
+    }
+}
+
+impl World {
+    pub(crate) fn add_worker(&mut self, slot: Option<u32>) -> usize {
+        let w = self.workers.len();
+        let id = slot.map_or_else(|| format!("x{w}"), |slot| format!("w{slot}.{w}"));
+        self.workers.push(Worker {
+            name: WorkerId(id.clone()),
+            id,
+            local: slot.is_some(),
+            peer: format!("p{w}"),
+            alive: true,
+            paused: 0,
+            hung: 0,
+            cut_up: 0,
+            cut_down: 0,
+            excused: 0,
+            deferred: Vec::new(),
+            received: 0,
+            link: Link::Off,
+            place: Place::default(),
+            outbox: Outbox::default(),
+            queued: VecDeque::new(),
+            away: Away::new(Duration::ZERO),
+            welcomed: false,
+            opening: 0,
+            beating: 0,
+            entered: Generation(0),
+            orders: VecDeque::new(),
+            job: Job::Preparing,
+            work: 0,
+            mesh: None,
+            mesh_failed: false,
+            waiting: false,
+            call_at: 0,
+            assignment: None,
+            held: None,
+            progress: Progress::default(),
+            wishes: Wishes::default(),
+            storing: Storing::default(),
+            began: 0,
+            leaving: None,
+        });
+        w
+    }
+
+    pub(crate) fn patience(&self, w: usize) -> Millis {
+        if self.workers[w].welcomed { self.plan.policy.patience.as_millis() as Millis } else { PATIENCE }
+    }
+
+    pub(crate) fn timer(&mut self, w: usize, timer: Timer) -> Step {
+        match timer {
+            Timer::Boot => {
+                self.workers[w].opening += 1;
+                let at = self.now + self.net.between(20, self.plan.start);
+                let opening = self.workers[w].opening;
+                self.workers[w].away = Away::new(Duration::from_millis(at));
+                self.push(at, Item::Worker(w, Timer::Open(opening)));
+                Ok(())
+            }
+            Timer::Open(opening) if opening == self.workers[w].opening => self.open(w),
+            Timer::Broken(stream) => self.broken(w, stream, false),
+            Timer::Silence(stream) => self.look_for_silence(w, stream),
+            Timer::Beat(beating) if beating == self.workers[w].beating => {
+                self.stand(w);
+                let at = self.now + heartbeat(Duration::from_millis(self.patience(w))).as_millis() as Millis;
+                self.push(at, Item::Worker(w, Timer::Beat(beating)));
+                Ok(())
+            }
+            Timer::Farewell => self.exit(w),
+            Timer::Term => {
+                let missed = self.workers[w].place.give_notice();
+                tell!(self, "{} is told to go", self.workers[w].id);
+                if !missed {
+                    return self.die(w, ExitStatus::Code(Exit::Interrupted as i32));
+                }
+                self.stand(w);
+                Ok(())
+            }
+            Timer::Open(_) | Timer::Beat(_) => Ok(()),
+            timer => self.train(w, timer),
+        }
+    }
+
+    fn open(&mut self, w: usize) -> Step {
+        let stream = self.new_stream(w);
+        self.workers[w].link = Link::Opening(stream);
+        if self.coordinator.alive {
+            self.send_up(stream, Up::Join);
+            let at = self.now + self.patience(w);
+            self.push(at, Item::Worker(w, Timer::Silence(stream)));
+        } else {
+            let at = self.now + 2;
+            self.push(at, Item::Worker(w, Timer::Broken(stream)));
+        }
+        Ok(())
+    }
+
+    fn look_for_silence(&mut self, w: usize, stream: usize) -> Step {
+        let patience = self.patience(w);
+        match self.workers[w].link {
+            Link::Opening(opening) if opening == stream => self.broken(w, stream, false),
+            Link::Up { stream: up, heard, .. } if up == stream => {
+                if self.now >= heard + patience {
+                    return self.broken(w, stream, false);
+                }
+                self.push(heard + patience, Item::Worker(w, Timer::Silence(stream)));
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A stream could not be opened, broke or fell silent. `closed`: by the coordinator.
+    fn broken(&mut self, w: usize, stream: usize, closed: bool) -> Step {
+        let worker = &mut self.workers[w];
+        if worker.stream() != Some(stream) {
+            return Ok(());
+        }
+        let alive = matches!(worker.link, Link::Up { alive: true, .. });
+        worker.link = Link::Resting;
+        worker.beating += 1;
+        let limit = if worker.welcomed { self.plan.orphan_patience } else { PATIENCE };
+        let retry = worker.away.broken(alive, Duration::from_millis(limit), Duration::from_millis(self.now));
+        if !closed {
+            self.send_up(stream, Up::Fin);
+        }
+        let worker = &mut self.workers[w];
+        match retry {
+            Retry::After(pause) => {
+                worker.opening += 1;
+                let (at, opening) = (self.now + pause.as_millis() as Millis, worker.opening);
+                self.push(at, Item::Worker(w, Timer::Open(opening)));
+                Ok(())
+            }
+            Retry::TooLong(_) if worker.welcomed => {
+                tell!(self, "{} is an orphan", self.workers[w].id);
+                self.workers[w].place.orphan();
+                self.order(w, Order::Orphaned)?;
+                self.link_ends(w)
+            }
+            Retry::TooLong(_) => {
+                self.order(w, Order::Failed(Exit::Network))?;
+                self.link_ends(w)
+            }
+        }
+    }
+
+    fn link_ends(&mut self, w: usize) -> Step {
+        self.workers[w].link = Link::Ended;
+        self.workers[w].beating += 1;
+        if self.workers[w].leaves() { self.exit(w) } else { Ok(()) }
+    }
+
+    pub(crate) fn arrives_down(&mut self, stream: usize, message: Down) -> Step {
+        let w = self.streams[stream].worker;
+        if self.streams[stream].cut || !self.workers[w].alive || self.workers[w].stream() != Some(stream) {
+            return Ok(());
+        }
+        match (self.workers[w].link, message) {
+            (Link::Opening(_), Down::Opened) => self.opened(w, stream),
+            (Link::Opening(_), _) => self.broken(w, stream, true),
+            (Link::Up { farewell: true, .. }, Down::Fin) => self.link_ends(w),
+            (Link::Up { farewell: true, .. }, _) => Ok(()),
+            (Link::Up { .. }, Down::Fin) => self.broken(w, stream, true),
+            (Link::Up { .. }, message) => {
+                self.workers[w].link = Link::Up { stream, heard: self.now, alive: true, farewell: false };
+                self.obey(w, message)
+            }
+            (Link::Off | Link::Resting | Link::Ended, _) => Ok(()),
+        }
+    }
+
+    fn opened(&mut self, w: usize, stream: usize) -> Step {
+        self.workers[w].link = Link::Up { stream, heard: self.now, alive: false, farewell: false };
+        let at = self.now + self.patience(w);
+        self.push(at, Item::Worker(w, Timer::Silence(stream)));
+        let again: Vec<_> = self.workers[w].outbox.unconfirmed().cloned().collect();
+        for (sequence, body) in again {
+            self.say(w, sequence, body);
+        }
+        self.flush(w);
+        self.workers[w].beating += 1;
+        let beating = self.workers[w].beating;
+        self.push(self.now, Item::Worker(w, Timer::Beat(beating)));
+        Ok(())
+    }
+
+    /// Says something that counts. What a farewell means follows from where the worker stands, so that is said first.
+    fn say(&mut self, w: usize, sequence: u64, body: Counted) {
+        let Link::Up { stream, heard, alive, farewell: false } = self.workers[w].link else { return };
+        let leaves = matches!(body, Counted::Leave { .. });
+        if leaves {
+            self.stand(w);
+        }
+        self.send_up(stream, Up::Counted(sequence, body));
+        if leaves {
+            self.send_up(stream, Up::Fin);
+            self.workers[w].link = Link::Up { stream, heard, alive, farewell: true };
+        }
+    }
+
+    fn flush(&mut self, w: usize) {
+        while matches!(self.workers[w].link, Link::Up { farewell: false, .. }) {
+            let Some(body) = self.workers[w].queued.pop_front() else { return };
+            let sequence = self.workers[w].outbox.keep(body.clone());
+            self.say(w, sequence, body);
+        }
+    }
+
+    /// Says where a worker stands.
+    pub(crate) fn stand(&mut self, w: usize) {
+        if let Link::Up { stream, farewell: false, .. } = self.workers[w].link {
+            let standing = self.workers[w].standing();
+            self.send_up(stream, Up::Progress(standing));
+        }
+    }
+
+    pub(crate) fn count(&mut self, w: usize, body: Counted) {
+        self.workers[w].queued.push_back(body);
+        self.flush(w);
+    }
+
+    fn obey(&mut self, w: usize, message: Down) -> Step {
+        let word = match message {
+            Down::Beat(received) => {
+                self.workers[w].outbox.confirm(received);
+                return Ok(());
+            }
+            Down::Welcome => {
+                if !std::mem::replace(&mut self.workers[w].welcomed, true) {
+                    self.workers[w].beating += 1;
+                    let beating = self.workers[w].beating;
+                    self.push(self.now, Item::Worker(w, Timer::Beat(beating)));
+                    self.prepare(w);
+                }
+                return Ok(());
+            }
+            Down::Refused => return self.dismiss(w),
+            Down::Assign(assignment) => {
+                let generation = assignment.generation;
+                if self.workers[w].place.obey(Word::Assign(generation)) == Effect::Enter {
+                    let before = std::mem::replace(&mut self.workers[w].entered, generation);
+                    invariants::nothing_older_is_obeyed(&self.workers[w].id, generation, before)?;
+                    self.workers[w].waiting = false;
+                    return self.order(w, Order::Assign(assignment));
+                }
+                return Ok(());
+            }
+            Down::Stop(generation) => Word::Stop { generation, reason: String::new() },
+            Down::Abort(generation) => Word::Abort(generation),
+            Down::Regroup(generation) => Word::Regroup(generation),
+            Down::Checkpoint => Word::Checkpoint,
+            Down::Opened | Down::Fin => return Ok(()),
+        };
+        self.note_wish(w, &word);
+        match self.workers[w].place.obey(word) {
+            Effect::Abort => self.mesh_fails(w),
+            Effect::Leave { .. } => self.order(w, Order::Leave),
+            Effect::Enter | Effect::Nothing => Ok(()),
+        }
+    }
+
+    /// What a generation was really asked for.
+    fn note_wish(&mut self, w: usize, word: &Word) {
+        let Some((mesh, _)) = self.workers[w].mesh else { return };
+        let mesh = &mut self.meshes[mesh];
+        match word {
+            Word::Regroup(generation) if *generation == mesh.generation => mesh.asked_regroup = true,
+            Word::Stop { generation: Some(generation), .. } if *generation == mesh.generation => mesh.asked_stop = true,
+            _ => {}
+        }
+    }
+
+    fn dismiss(&mut self, w: usize) -> Step {
+        let worker = &mut self.workers[w];
+        if matches!(worker.outbox.newest(), Some(Counted::Leave { .. })) {
+            return self.link_ends(w);
+        }
+        tell!(self, "{} is dismissed", self.workers[w].id);
+        let worker = &mut self.workers[w];
+        worker.link = Link::Ended;
+        worker.beating += 1;
+        if worker.place.dismiss() == Effect::Abort {
+            self.mesh_fails(w)?;
+        }
+        self.order(w, Order::Failed(Exit::Network))
+    }
+
+    fn order(&mut self, w: usize, order: Order) -> Step {
+        self.workers[w].orders.push_back(order);
+        self.hear_orders(w)
+    }
+
+    /// Prepared, and in no generation.
+    pub(crate) fn wait(&mut self, w: usize, trouble: &str) -> Step {
+        let held = self.workers[w].held.is_some();
+        self.workers[w].place.wait(held, trouble.to_owned());
+        self.workers[w].job = Job::Waiting;
+        self.stand(w);
+        self.hear_orders(w)
+    }
+
+    fn hear_orders(&mut self, w: usize) -> Step {
+        while self.workers[w].alive && self.workers[w].job == Job::Waiting {
+            let Some(order) = self.workers[w].orders.pop_front() else { return Ok(()) };
+            match order {
+                Order::Assign(assignment) => self.take_part(w, assignment)?,
+                Order::Leave => self.leave(w, Exit::Ok)?,
+                Order::Orphaned => self.store_alone(w)?,
+                Order::Failed(exit) => self.leave(w, exit)?,
+            }
+        }
+        let worker = &self.workers[w];
+        // before there is a place to wait for, only a failure or a stop is heard
+        let early = worker.alive && worker.job == Job::Preparing && !worker.welcomed;
+        match worker.orders.front() {
+            Some(Order::Failed(exit)) if early => {
+                let exit = *exit;
+                self.leave(w, exit)
+            }
+            Some(Order::Leave) if early => self.leave(w, Exit::Ok),
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn is_aborted(&self, w: usize) -> bool {
+        self.workers[w].place.is_aborted()
+    }
+
+    pub(crate) fn generation(&self, w: usize) -> Generation {
+        self.workers[w].place.generation()
+    }
+
+    pub(crate) fn commands(&mut self, w: usize) -> worker_core::Commands {
+        self.workers[w].place.take_commands()
+    }
+
+    pub(crate) fn is_dismissed(&self, w: usize) -> bool {
+        self.workers[w].place.commands().dismissed
+    }
+
+    /// Says farewell; the process ends when that is read, or soon.
+    pub(crate) fn leave(&mut self, w: usize, exit: Exit) -> Step {
+        tell!(self, "{} leaves with {exit:?}", self.workers[w].id);
+        self.leave_ranks(w, false);
+        let images = self.workers[w].progress.images.0;
+        self.workers[w].job = Job::Leaving;
+        self.workers[w].leaving = Some(exit);
+        self.workers[w].work += 1;
+        if self.workers[w].link == Link::Ended {
+            return self.exit(w);
+        }
+        self.count(w, Counted::Leave { exit: exit as u32, images });
+        let at = self.now + FAREWELL.min(self.patience(w));
+        self.push(at, Item::Worker(w, Timer::Farewell));
+        Ok(())
+    }
+
+    /// It says that it gives up.
+    pub(crate) fn give_up(&mut self, w: usize, exit: u32) -> Step {
+        let exit = Exit::from_code(exit as i32).unwrap_or(Exit::Internal);
+        if self.workers[w].leaves() { Ok(()) } else { self.leave(w, exit) }
+    }
+
+    fn exit(&mut self, w: usize) -> Step {
+        let code = self.workers[w].leaving.unwrap_or(Exit::Internal) as i32;
+        self.die(w, ExitStatus::Code(code))
+    }
+
+    /// A process is gone, and with it all that it held.
+    pub(crate) fn die(&mut self, w: usize, status: ExitStatus) -> Step {
+        if !self.workers[w].alive {
+            return Ok(());
+        }
+        tell!(self, "{} ends: {status}", self.workers[w].id);
+        self.leave_ranks(w, false);
+        let stream = self.workers[w].stream();
+        let worker = &mut self.workers[w];
+        (worker.alive, worker.paused, worker.link, worker.held) = (false, 0, Link::Ended, None);
+        worker.deferred.clear();
+        if let Some(stream) = stream {
+            self.send_up(stream, Up::Fin);
+        }
+        if self.workers[w].local {
+            let at = self.now + self.net.between(1, 30);
+            self.push(at, Item::Exited(w, status));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn report(&mut self, w: usize, activity: Activity, step_seconds: f64) {
+        let position = self.workers[w].held.map(|held| self.history.node(held.state).position).unwrap_or_default();
+        self.workers[w].progress =
+            Progress { images: ImagesSeen(position.images), phase: position.step, activity, step_seconds };
+    }
+}

@@ -1,0 +1,394 @@
+//! One schedule: virtual time, messages on their way, and what goes wrong.
+//!
+//! Everything that happens is an [`Item`] in one queue, in the order of time; nothing here reads a clock or a source of randomness
+//! but the seed's.
+
+use crate::chance::Chance;
+use crate::coordinator::Coordinator;
+use crate::history::{History, State};
+use crate::invariants::{self, Broken};
+use crate::plan::{Fault, Millis, Plan};
+use crate::ranks::{Mesh, Said};
+use crate::streams::{Down, Stream, Up};
+use crate::worker::Worker;
+use common::ids::Generation;
+use coordinator_core::{Command, Event, ExitStatus};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+use std::rc::Rc;
+use std::time::Duration;
+
+/// What came of one thing that happened.
+pub(crate) type Step = Result<(), Broken>;
+
+/// One thing that happens.
+#[derive(Clone, Debug)]
+pub(crate) enum Item {
+    /// The coordinator looks at its clock.
+    Clock,
+    /// A message arrives at the coordinator.
+    Up(usize, Up),
+    /// The coordinator notices that a stream has ended.
+    Ended(usize),
+    /// The coordinator notices the end of a child.
+    Exited(usize, ExitStatus),
+    /// A message arrives at a worker.
+    Down(usize, Down),
+    /// Something else happens in a worker.
+    Worker(usize, Timer),
+    /// A process ends by a signal.
+    Die(usize),
+    Resume(usize),
+    ResumeCoordinator,
+    /// What goes wrong next.
+    Strike(usize),
+    /// Nothing goes wrong any more.
+    Heal,
+    Operator(Command),
+}
+
+/// What happens in a worker besides messages from the coordinator.
+#[derive(Clone, Debug)]
+pub(crate) enum Timer {
+    Boot,
+    Open(u64),
+    Beat(u64),
+    /// It looks whether a stream has fallen silent.
+    Silence(usize),
+    /// A stream could not be opened, or is seen to be broken.
+    Broken(usize),
+    /// What its training thread was at is done.
+    Work(u64),
+    /// A call with the other ranks is through.
+    Call(usize, Rc<[Said]>, Option<State>),
+    MeshBroken(usize),
+    /// Its share of a checkpoint was sent to the store.
+    Share(u64),
+    /// A manifest was sent to the store.
+    Commit(u64),
+    Farewell,
+    Term,
+    Unhang,
+}
+
+struct Entry {
+    at: Millis,
+    order: u64,
+    item: Item,
+}
+
+impl PartialEq for Entry {
+    fn eq(&self, other: &Self) -> bool {
+        (self.at, self.order) == (other.at, other.order)
+    }
+}
+impl Eq for Entry {}
+impl PartialOrd for Entry {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Entry {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.at, self.order).cmp(&(other.at, other.order))
+    }
+}
+
+/// Everything in one schedule.
+pub(crate) struct World {
+    pub plan: Plan,
+    pub now: Millis,
+    pub net: Chance,
+    pub coordinator: Coordinator,
+    pub workers: Vec<Worker>,
+    pub streams: Vec<Stream>,
+    pub meshes: Vec<Mesh>,
+    pub history: History,
+    /// Manifests by key, and the state that each holds.
+    pub store: BTreeMap<String, State>,
+    pub store_fails: Millis,
+    pub store_hangs: Millis,
+    pub coordinator_cut: Millis,
+    /// From, to, until.
+    pub peers_cut: Vec<(usize, usize, Millis)>,
+    /// When the run was last seen to get on.
+    pub moved: Millis,
+    pub healed: bool,
+    pub story: Option<Vec<String>>,
+    pub events: u64,
+    queue: BinaryHeap<Reverse<Entry>>,
+    order: u64,
+}
+
+/// Adds a line to the story, if one is told.
+macro_rules! tell {
+    ($world:expr, $($what:tt)*) => {
+        if let Some(story) = &mut $world.story {
+            story.push(format!("{:>8.3} {}", $world.now as f64 / 1000.0, format_args!($($what)*)));
+        }
+    };
+}
+pub(crate) use tell;
+
+impl World {
+    pub(crate) fn new(plan: Plan, tells: bool) -> Self {
+        let mut world = Self {
+            now: 0,
+            net: Chance::new(plan.seed ^ 0xA11_CE),
+            coordinator: Coordinator::new(&plan),
+            workers: Vec::new(),
+            streams: Vec::new(),
+            meshes: Vec::new(),
+            history: History::default(),
+            store: BTreeMap::new(),
+            store_fails: 0,
+            store_hangs: 0,
+            coordinator_cut: 0,
+            peers_cut: Vec::new(),
+            moved: 0,
+            healed: false,
+            story: tells.then(Vec::new),
+            events: 0,
+            queue: BinaryHeap::new(),
+            order: 0,
+            plan,
+        };
+        tell!(world, "{:?}", world.plan.policy);
+        world.push(0, Item::Clock);
+        let elsewhere = world.plan.policy.workers - world.plan.policy.local;
+        for _ in 0..elsewhere {
+            let at = world.net.below(3000);
+            world.arrive(at);
+        }
+        for index in 0..world.plan.faults.len() {
+            world.push(world.plan.faults[index].0, Item::Strike(index));
+        }
+        world.push(world.plan.healed, Item::Heal);
+        if let Some(after) = world.plan.stop_after {
+            world.push(world.plan.healed + after, Item::Operator(Command::Stop));
+        }
+        world
+    }
+
+    pub(crate) fn push(&mut self, at: Millis, item: Item) {
+        self.order += 1;
+        self.queue.push(Reverse(Entry { at: at.max(self.now), order: self.order, item }));
+    }
+
+    /// Lets the schedule run to its end.
+    pub(crate) fn run(&mut self) -> Step {
+        let patience = self.plan.policy.patience.as_millis() as Millis;
+        let whole = |time: Duration| time.as_millis() as Millis;
+        let last = self.plan.healed + whole(self.plan.policy.startup) * 4 + 400_000;
+        // who is left when the run is over has this long to find out
+        let leave = self.plan.orphan_patience + patience * 3 + 15_000 + self.plan.store * 4 + crate::training::CONNECT;
+        let mut over: Option<Millis> = None;
+        while let Some(Reverse(Entry { at, item, .. })) = self.queue.pop() {
+            self.now = at;
+            self.events += 1;
+            self.handle(item)?;
+            if self.coordinator.is_over() {
+                let since = *over.get_or_insert(self.now.max(self.plan.healed));
+                if self.workers.iter().all(|worker| !worker.alive) {
+                    return Ok(());
+                }
+                invariants::every_run_ends(self.now > since + leave, || {
+                    let left: Vec<_> = self.workers.iter().filter(|w| w.alive).map(Worker::describe).collect();
+                    format!("the run is over, and some live on: {left:?}")
+                })?;
+            } else {
+                invariants::every_run_ends(self.now > last, || format!("{:?}", self.coordinator.phase()))?;
+            }
+        }
+        invariants::every_run_ends(true, || "nothing happens any more".to_owned())
+    }
+
+    fn handle(&mut self, item: Item) -> Step {
+        match item {
+            Item::Clock | Item::Up(..) | Item::Ended(_) | Item::Exited(..) | Item::Operator(_)
+                if self.coordinator.is_paused() =>
+            {
+                if !matches!(item, Item::Clock) || !self.coordinator.deferred.iter().any(|i| matches!(i, Item::Clock)) {
+                    self.coordinator.deferred.push(item);
+                }
+                Ok(())
+            }
+            Item::Clock => self.clock(),
+            Item::Up(stream, message) => self.arrives_up(stream, message),
+            Item::Ended(stream) => self.stream_ended(stream),
+            Item::Exited(w, status) => self.child_exited(w, status),
+            Item::Operator(command) => {
+                tell!(self, "operator: {command:?}");
+                self.feed(Event::Operator(command))
+            }
+            Item::Down(stream, _) if self.workers[self.streams[stream].worker].paused > 0 => {
+                let w = self.streams[stream].worker;
+                self.workers[w].deferred.push(item);
+                Ok(())
+            }
+            Item::Down(stream, message) => self.arrives_down(stream, message),
+            Item::Worker(w, _) if self.workers[w].paused > 0 => {
+                self.workers[w].deferred.push(item);
+                Ok(())
+            }
+            Item::Worker(w, timer) if self.workers[w].alive => self.timer(w, timer),
+            Item::Worker(..) => Ok(()),
+            Item::Die(w) => self.die(w, ExitStatus::Signal(9)),
+            Item::Resume(w) => self.resume(w),
+            Item::ResumeCoordinator => self.resume_coordinator(),
+            Item::Strike(index) => self.strike(self.plan.faults[index].1),
+            Item::Heal => {
+                tell!(self, "nothing goes wrong from now on");
+                self.healed = true;
+                self.moved = self.now;
+                Ok(())
+            }
+        }
+    }
+
+    fn resume(&mut self, w: usize) -> Step {
+        if !self.workers[w].alive || self.workers[w].paused == 0 || self.workers[w].paused > self.now {
+            return Ok(());
+        }
+        tell!(self, "{} goes on", self.workers[w].id);
+        self.workers[w].paused = 0;
+        let deferred = std::mem::take(&mut self.workers[w].deferred);
+        // what has arrived is read before silence is judged
+        let (messages, others): (Vec<_>, Vec<_>) =
+            deferred.into_iter().partition(|item| matches!(item, Item::Down(..)));
+        for item in messages.into_iter().chain(others) {
+            self.push(self.now, item);
+        }
+        Ok(())
+    }
+
+    fn resume_coordinator(&mut self) -> Step {
+        if !self.coordinator.is_paused() || self.coordinator.paused > self.now {
+            return Ok(());
+        }
+        tell!(self, "the coordinator goes on");
+        self.coordinator.paused = 0;
+        let deferred = std::mem::take(&mut self.coordinator.deferred);
+        let clock_first = self.net.happens(50);
+        let (clocks, others): (Vec<_>, Vec<_>) = deferred.into_iter().partition(|item| matches!(item, Item::Clock));
+        let (first, second) = if clock_first { (clocks, others) } else { (others, clocks) };
+        for item in first.into_iter().chain(second) {
+            self.push(self.now, item);
+        }
+        Ok(())
+    }
+
+    fn living(&self, number: u64) -> Option<usize> {
+        let living: Vec<usize> = (0..self.workers.len()).filter(|&w| self.workers[w].alive).collect();
+        living.get(number as usize % living.len().max(1)).copied()
+    }
+
+    /// Until `until`, and some time more to recover from it, it is no wonder if the worker is given up.
+    pub(crate) fn excuse(&mut self, w: usize, until: Millis) {
+        let patience = self.plan.policy.patience.as_millis() as Millis;
+        let until = until + patience * 2 + 3000 + self.plan.delay * 6;
+        self.workers[w].excused = self.workers[w].excused.max(until);
+    }
+
+    fn strike(&mut self, fault: Fault) -> Step {
+        if self.coordinator.is_over() {
+            return Ok(());
+        }
+        let now = self.now;
+        let healed = self.plan.healed;
+        let until = |time: Millis| (now + time).min(healed);
+        tell!(self, "fault: {fault:?}");
+        match fault {
+            Fault::Arrive => self.arrive(now),
+            Fault::PauseCoordinator(time) => {
+                self.coordinator.paused = until(time);
+                // what troubled a worker before is seen only afterwards
+                for worker in self.workers.iter_mut().filter(|worker| worker.excused > now) {
+                    worker.excused += until(time) - now;
+                }
+                self.push(until(time), Item::ResumeCoordinator);
+            }
+            Fault::JumpAhead(time) => self.coordinator.skew += time as i64,
+            Fault::JumpBack(time) => self.coordinator.skew -= time as i64,
+            Fault::CrashCoordinator => self.crash_coordinator(),
+            Fault::StoreFails(time) => self.store_fails = until(time),
+            Fault::StoreHangs(time) => self.store_hangs = until(time),
+            Fault::Operator(command) => self.push(now, Item::Operator(command)),
+            Fault::CutCoordinator(time) => {
+                self.coordinator_cut = until(time);
+                (0..self.workers.len()).for_each(|w| self.excuse(w, until(time)));
+            }
+            Fault::PauseAll(time) => (0..self.workers.len()).for_each(|w| self.pause(w, until(time))),
+            Fault::KillMost(number) => {
+                let spared = self.living(number);
+                for w in (0..self.workers.len()).filter(|w| Some(*w) != spared) {
+                    self.die(w, ExitStatus::Signal(9))?;
+                }
+            }
+            Fault::Kill(number)
+            | Fault::GivesUp(number, _)
+            | Fault::Pause(number, _)
+            | Fault::Hang(number, _)
+            | Fault::BreakStream(number)
+            | Fault::CutUp(number, _)
+            | Fault::CutDown(number, _)
+            | Fault::CutPeers(number, ..)
+            | Fault::Term(number) => {
+                let Some(w) = self.living(number) else { return Ok(()) };
+                tell!(self, "it is {}", self.workers[w].id);
+                match fault {
+                    Fault::Kill(_) => return self.die(w, ExitStatus::Signal(9)),
+                    Fault::GivesUp(_, exit) if self.workers[w].paused == 0 => return self.give_up(w, exit),
+                    Fault::Pause(_, time) => self.pause(w, until(time)),
+                    Fault::Hang(_, time) => {
+                        self.workers[w].hung = until(time);
+                        self.excuse(w, until(time));
+                        self.push(until(time), Item::Worker(w, Timer::Unhang));
+                    }
+                    Fault::BreakStream(_) => self.break_stream(w),
+                    Fault::CutUp(_, time) => {
+                        self.workers[w].cut_up = until(time);
+                        self.excuse(w, until(time));
+                    }
+                    Fault::CutDown(_, time) => {
+                        self.workers[w].cut_down = until(time);
+                        self.excuse(w, until(time));
+                    }
+                    Fault::CutPeers(_, other, time) => {
+                        let Some(other) = self.living(other) else { return Ok(()) };
+                        self.peers_cut.push((w, other, until(time)));
+                        self.excuse(w, until(time));
+                        self.excuse(other, until(time));
+                    }
+                    Fault::Term(_) => self.push(now, Item::Worker(w, Timer::Term)),
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn pause(&mut self, w: usize, until: Millis) {
+        if self.workers[w].alive {
+            self.workers[w].paused = self.workers[w].paused.max(until);
+            self.excuse(w, until);
+            self.push(until, Item::Resume(w));
+        }
+    }
+
+    /// A worker from elsewhere.
+    fn arrive(&mut self, at: Millis) {
+        let w = self.add_worker(None);
+        tell!(self, "{} comes from elsewhere", self.workers[w].id);
+        self.push(at, Item::Worker(w, Timer::Boot));
+    }
+
+    /// The run was seen to get on.
+    pub(crate) fn gets_on(&mut self) {
+        self.moved = self.now;
+    }
+
+    pub(crate) fn is_latest(&self, generation: Generation) -> bool {
+        generation >= self.history.generation
+    }
+}

@@ -1,0 +1,92 @@
+//! Broken streams: how long until the next try, and when a worker is on its own.
+
+use std::time::Duration;
+
+const PAUSE_MIN: Duration = Duration::from_millis(50);
+const PAUSE_MAX: Duration = Duration::from_secs(2);
+/// How often progress is said at least, for a lively display; more often if the patience asks for it.
+const PROGRESS: Duration = Duration::from_millis(500);
+const BEAT_MIN: Duration = Duration::from_millis(10);
+
+/// Between two signs of life for a coordinator of this patience.
+#[must_use]
+pub fn heartbeat(patience: Duration) -> Duration {
+    PROGRESS.min(patience / 8).max(BEAT_MIN)
+}
+
+/// What follows from a broken stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retry {
+    /// Try again after this pause.
+    After(Duration),
+    /// Nobody has given a sign of life for this long, which is too long.
+    TooLong(Duration),
+}
+
+/// How long the coordinator has been away. Times are those of one clock that never goes back.
+#[derive(Clone, Copy, Debug)]
+pub struct Away {
+    since: Duration,
+    pause: Duration,
+}
+
+impl Away {
+    /// Nobody was there yet.
+    #[must_use]
+    pub fn new(now: Duration) -> Self {
+        Self { since: now, pause: PAUSE_MIN }
+    }
+
+    /// A stream could not be opened, broke or fell silent at `now`. `alive`: the coordinator gave a sign of life on it. Who is
+    /// away for `limit` is not waited for any longer.
+    pub fn broken(&mut self, alive: bool, limit: Duration, now: Duration) -> Retry {
+        if alive {
+            *self = Self::new(now);
+        }
+        let away = now.saturating_sub(self.since);
+        if away >= limit {
+            return Retry::TooLong(away);
+        }
+        // the last try comes when the patience ends, not after it
+        let pause = self.pause.min(limit - away);
+        self.pause = (self.pause * 2).min(PAUSE_MAX).min(limit / 4);
+        Retry::After(pause)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn pauses_grow_and_the_last_try_comes_when_the_patience_ends() {
+        let (mut away, mut now, mut tries) = (Away::new(SECOND), SECOND, Vec::new());
+        let spent = loop {
+            match away.broken(false, 10 * SECOND, now) {
+                Retry::After(pause) => tries.push(pause),
+                Retry::TooLong(away) => break away,
+            }
+            now += tries.last().copied().unwrap_or_default();
+        };
+        assert_eq!(spent, 10 * SECOND);
+        assert_eq!(tries[..3], [50, 100, 200].map(Duration::from_millis));
+        assert!(tries.iter().all(|pause| *pause <= PAUSE_MAX));
+    }
+
+    #[test]
+    fn a_sign_of_life_begins_anew() {
+        let mut away = Away::new(Duration::ZERO);
+        assert_eq!(away.broken(true, SECOND, 100 * SECOND), Retry::After(PAUSE_MIN));
+        assert_eq!(away.broken(false, SECOND, 101 * SECOND), Retry::TooLong(SECOND));
+        assert_eq!(away.broken(false, Duration::MAX, 200 * SECOND), Retry::After(2 * PAUSE_MIN));
+    }
+
+    #[test]
+    fn eight_signs_of_life_fit_into_the_patience() {
+        assert_eq!(heartbeat(SECOND), SECOND / 8);
+        assert_eq!(heartbeat(60 * SECOND), PROGRESS);
+        assert_eq!(heartbeat(Duration::ZERO), BEAT_MIN);
+    }
+}
