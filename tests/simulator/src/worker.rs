@@ -120,12 +120,14 @@ impl Worker {
             ready: standing.ready,
             has_state: standing.has_state,
             trouble: standing.trouble,
+            diverged: standing.diverged,
             leaving: standing.leaving,
             images: standing.progress.images,
             step: standing.progress.phase,
             activity: standing.progress.activity.name().to_owned(),
             waiting: standing.waiting,
             step_time: Duration::from_secs_f64(standing.progress.step_seconds),
+            ..Standing::default()
         }
     }
 }
@@ -425,7 +427,7 @@ impl World {
     /// Prepared, and in no generation.
     pub(crate) fn wait(&mut self, w: usize, trouble: &str) -> Step {
         let held = self.workers[w].held.is_some();
-        self.workers[w].place.wait(held, trouble.to_owned());
+        self.workers[w].place.wait(held, trouble.to_owned(), false);
         self.workers[w].job = Job::Waiting;
         self.stand(w);
         self.hear_orders(w)
@@ -522,6 +524,6 @@ impl World {
     pub(crate) fn report(&mut self, w: usize, activity: Activity, step_seconds: f64) {
         let position = self.workers[w].held.map(|held| self.history.node(held.state).position).unwrap_or_default();
         self.workers[w].progress =
-            Progress { images: ImagesSeen(position.images), phase: position.step, activity, step_seconds };
+            Progress { images: ImagesSeen(position.images), phase: position.step, activity, step_seconds, ..Progress::default() };
     }
 }

@@ -153,14 +153,14 @@ mod tests {
     fn a_command_is_seen_by_the_other_thread_until_it_holds_no_more() {
         let shared = Shared::default();
         assert!(shared.take_commands().is_empty());
-        shared.wait(false, String::new());
+        shared.wait(false, String::new(), false);
         shared.obey(Word::Assign(Generation(3)));
         shared.obey(Word::Checkpoint);
         shared.obey(Word::Stop { generation: Some(Generation(3)), reason: "enough".into() });
         let first = Commands { stop: true, checkpoint_now: true, ..Commands::default() };
         assert_eq!(shared.take_commands(), first);
         assert_eq!(shared.take_commands(), Commands { checkpoint_now: false, ..first });
-        shared.wait(true, String::new());
+        shared.wait(true, String::new(), false);
         shared.obey(Word::Assign(Generation(4)));
         assert!(shared.take_commands().is_empty());
     }
@@ -168,7 +168,7 @@ mod tests {
     #[test]
     fn an_abort_that_comes_first_is_done_as_soon_as_there_is_something_to_abort() {
         let (shared, aborted) = (Shared::default(), Arc::new(AtomicBool::new(false)));
-        shared.wait(false, String::new());
+        shared.wait(false, String::new(), false);
         shared.obey(Word::Assign(Generation(1)));
         shared.obey(Word::Abort(Generation(1)));
         let done = Arc::clone(&aborted);
