@@ -18,7 +18,6 @@ WORLD = 4
 GIVEN_UP_SECONDS = 90
 START_SECONDS = 180
 QUIET_SECONDS = 20
-# No session for each of them, which would be dealt processor time apart: see RANKS in scripts/bench.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR", "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1",
                "GLOO_SOCKET_IFNAME": "lo", "TP_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": "", "RUST_LOG": "warn"}
 
@@ -108,7 +107,6 @@ def agent(job, port, nodes, number=0, each=WORLD):
 
 
 def torchrun(python, folder, rounds):
-    """Rows of (fault, seconds or nothing for each trial, steps taken again, remark)."""
     rows = [one_agent(python, folder, rounds, "kill -9 of a worker, 1 agent", signal.SIGKILL),
             two_agents(python, folder, rounds),
             one_agent(python, folder, rounds, "SIGSTOP of a worker, 1 agent", signal.SIGSTOP)]
@@ -160,7 +158,7 @@ def node_and_rejoin(python, folder, rounds):
         say(f"recovery: torchrun, loss of a node and its return, {trial + 1} of {rounds}")
         with pair(python, folder, f"torchrun-node-{trial}", "1:2") as (job, port, first):
             # the second agent and its workers: all that is neither the first nor started by it
-            at, keep = time.time(), {first.pid, *children(first.pid)}
+            at, keep = time.time(), family(first.pid)
             for pid in processes.marked(job.tag):
                 if pid not in keep:
                     processes.send(pid)
@@ -178,55 +176,74 @@ def node_and_rejoin(python, folder, rounds):
             Result("torchrun", "return of the node", again)]
 
 
-def children(pid):
-    found = []
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{pid}/children") as listed:
-        for child in map(int, listed.read().split()):
-            found += [child, *children(child)]
-    return found
+def family(pid):
+    """A process and all that it has started."""
+    return {pid}.union(*(family(child) for child in processes.children(pid)))
 
 
 # -- torchft
 
 def torchft(python, folder, rounds):
-    kill, again, spawn, stop, house = [], [], [], [], []
+    return [of_four(python, folder, rounds), *of_two(python, folder, rounds)]
+
+
+@contextlib.contextmanager
+def replicas(python, folder, name, world):
+    """A lighthouse and so many replicas of one worker each."""
+    with Job(python, folder, name) as job:
+        port = free_port()
+        lighthouse = job.start(["torchft_lighthouse", "--min_replicas", "1", "--bind", f"[::]:{port}"])
+        time.sleep(1)
+        for number in range(world):
+            replica(job, number, port)
+        job.settle(world)
+        yield job, port, lighthouse
+
+
+def of_four(python, folder, rounds):
+    """Where a survivor is no neighbour of the dead one, it hears nothing of it."""
+    found, ended, rest = [], 0, {0, 1, 2}
     for trial in range(rounds):
-        say(f"recovery: torchft, {trial + 1} of {rounds}")
-        with Job(python, folder, f"torchft-{trial}") as job:
-            port = free_port()
-            lighthouse = job.start(["torchft_lighthouse", "--min_replicas", "1", "--bind", f"[::]:{port}"])
-            time.sleep(1)
-            for number in range(WORLD):
-                replica(job, number, port)
-            job.settle()
-            rest = set(range(WORLD - 1))
-            at = kill_replica(job)
+        say(f"recovery: torchft, kill -9 of one replica of 4, {trial + 1} of {rounds}")
+        with replicas(python, folder, f"torchft-four-{trial}", WORLD) as (job, _, _):
+            at = kill_replica(job, WORLD - 1)
             job.wait(None, lambda: went_on(job, at, 0.5, rest), GIVEN_UP_SECONDS)
-            kill.append(stall(job, at, rest))
+            found.append(stall(job, at, rest) if went_on(job, at, 0.5, rest) else None)
+            ended += sum(not job.processes(member) for member in rest)
+    return Result("torchft", "kill -9 of one replica of 4", found, f"{ended} of {len(rest) * rounds} survivors ended too")
+
+
+def of_two(python, folder, rounds):
+    kill, others, newcomer, stop, house = [], [], [], [], []
+    for trial in range(rounds):
+        say(f"recovery: torchft, 2 replicas, {trial + 1} of {rounds}")
+        with replicas(python, folder, f"torchft-two-{trial}", 2) as (job, port, lighthouse):
+            at = kill_replica(job, 1)
+            job.wait(None, lambda: went_on(job, at, 0.5, {0}), GIVEN_UP_SECONDS)
+            kill.append(stall(job, at, {0}) if went_on(job, at, 0.5, {0}) else None)
 
             at = time.time()
-            replica(job, WORLD - 1, port)
-            first = job.wait(None, lambda: job.steps(at, {WORLD - 1}, WORLD), GIVEN_UP_SECONDS)
+            replica(job, 1, port)
+            first = job.wait(None, lambda: job.steps(at, {1}, 2), GIVEN_UP_SECONDS)
             time.sleep(2)
-            again.append(stall(job, at, rest) if first else None)
-            spawn.append((first[0][0] - at, 0, 0) if first else None)
+            others.append(stall(job, at, {0}) if first else None)
+            newcomer.append((first[0][0] - at, 0, 1) if first else None)
 
-            job.settle(after=time.time())
-            [victim] = job.processes(WORLD - 1)
+            job.settle(2, after=time.time())
+            [victim] = job.processes(1)
             at = time.time()
             processes.send(victim, signal.SIGSTOP)
-            job.wait(None, lambda: went_on(job, at, 0.5, rest), GIVEN_UP_SECONDS)
-            stop.append(stall(job, at, rest) if went_on(job, at, 0.5, rest) else None)
+            job.wait(None, lambda: went_on(job, at, 0.5, {0}), GIVEN_UP_SECONDS)
+            stop.append(stall(job, at, {0}) if went_on(job, at, 0.5, {0}) else None)
 
             at = time.time()
             processes.send(lighthouse.pid)
             time.sleep(QUIET_SECONDS)
-            alive = [step for step in job.steps(at + QUIET_SECONDS - 2, rest)]
-            house.append(stall(job, at, rest) if alive else None)
-    return [Result("torchft", "kill -9 of a replica", kill), Result("torchft", "a replica joins: the others", again),
-            Result("torchft", "a replica joins: from its start to its first step", spawn),
-            Result("torchft", "SIGSTOP of a replica", stop),
-            Result("torchft", f"kill -9 of the lighthouse (watched for {QUIET_SECONDS} s)", house)]
+            house.append(stall(job, at, {0}) if job.steps(at + QUIET_SECONDS - 2, {0}) else None)
+    return [Result("torchft", "kill -9 of one replica of 2", kill), Result("torchft", "a replica joins: the other", others),
+            Result("torchft", "a replica joins: from its start to its first step", newcomer),
+            Result("torchft", "SIGSTOP of one replica of 2", stop),
+            Result("torchft", f"kill -9 of the lighthouse, watched for {QUIET_SECONDS} s", house)]
 
 
 def replica(job, number, port):
@@ -234,9 +251,9 @@ def replica(job, number, port):
                      REPLICA_GROUP_ID=str(number), NUM_REPLICA_GROUPS=str(WORLD), TORCHFT_LIGHTHOUSE=f"http://localhost:{port}")
 
 
-def kill_replica(job):
-    """Kills the last replica, its agent too."""
-    pids = [pid for pid in processes.marked(job.tag) if f"REPLICA_GROUP_ID={WORLD - 1}" in environment(pid)]
+def kill_replica(job, number):
+    """Kills a replica, its agent too."""
+    pids = [pid for pid in processes.marked(job.tag) if f"REPLICA_GROUP_ID={number}" in environment(pid)]
     at = time.time()
     for pid in pids:
         processes.send(pid)
@@ -252,8 +269,8 @@ def environment(pid):
 class Result:
     """Trials of one fault of a peer: each (seconds, step before, step after), or nothing where it never went on."""
 
-    def __init__(self, peer, fault, trials):
-        self.peer, self.fault, self.trials = peer, fault, trials
+    def __init__(self, peer, fault, trials, note=""):
+        self.peer, self.fault, self.trials, self.note = peer, fault, trials, note
 
     def seconds(self):
         return [trial[0] for trial in self.trials if trial]

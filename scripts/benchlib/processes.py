@@ -37,6 +37,15 @@ def send(pid, number=signal.SIGKILL):
         os.kill(pid, number)
 
 
+def children(pid):
+    """Those of all its threads; theirs are not among them."""
+    found = []
+    for path in pathlib.Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found += map(int, path.read_text().split())
+    return found
+
+
 def marked(also=None):
     """Ids of what runs with the mark, and with `also` (NAME=VALUE) where it is given."""
     wanted = [f"{MARK}={mark()}".encode(), *([also.encode()] if also else [])]
