@@ -28,6 +28,8 @@ class Row:
     steps: int = 0
     step: float = 0.0
     unit: str = "s"
+    # trials of which the run's files do not tell enough
+    untold: int = 0
 
 
 def pause(chance):
@@ -57,9 +59,9 @@ def strikes(programs, folder, fault, rounds, number, patience="2s"):
     known, stall = (2.0, None) if silent else (0.05, 0.25), (None, None) if silent else (0.3, 1.0)
     step = story.step()
     return [
-        Row(fault, "all survivors know", told([story.known(g, at, WORLD - 1) for g, at in trials], fault), *known),
-        Row(fault, "survivors stand still, by the ledger", told([story.cost(g) for g, _ in trials], fault), *stall, 1, step),
-        Row(fault, "between two finished rounds, by the clock", told([story.gap(g) for g, _ in trials], fault)),
+        told(fault, "all survivors know", [story.known(g, at, WORLD - 1) for g, at in trials], *known),
+        told(fault, "survivors stand still, by the ledger", [story.cost(g) for g, _ in trials], *stall, 1, step),
+        told(fault, "between two finished rounds, by the clock", [story.gap(g) for g, _ in trials]),
     ]
 
 
@@ -102,8 +104,8 @@ def joins(programs, folder, rounds, fault, **settings):
         raise Failed(f"{fault}: a worker that joined never said that it took part")
     step = story.step()
     return [
-        Row(fault, "others stand still, by the ledger", told([story.cost(g - 1) for *_, g in came], fault), 0.1, None, 1, step),
-        Row(fault, "between two finished rounds, by the clock", told([story.gap(g - 1) for *_, g in came], fault)),
+        told(fault, "others stand still, by the ledger", [story.cost(g - 1) for *_, g in came], 0.1, None, 1, step),
+        told(fault, "between two finished rounds, by the clock", [story.gap(g - 1) for *_, g in came]),
         Row(fault, "from its start to its first generation", [when - at for at, when, _ in came], 1.5),
     ]
 
@@ -149,9 +151,9 @@ def node_trials(programs, folder, rounds, fault, patience, silent):
     known, stall = (1.5, None) if silent else (0.05, 0.25), (None, None) if silent else (0.3, 1.0)
     step, left = story.step(), WORLD - away
     return [
-        Row(fault, "all survivors know", told([story.known(g, at, left) for g, at in trials], fault), *known),
-        Row(fault, "survivors stand still, by the ledger", told([story.cost(g) for g, _ in trials], fault), *stall, 1, step),
-        Row(fault, "between two finished rounds, by the clock", told([story.gap(g) for g, _ in trials], fault)),
+        told(fault, "all survivors know", [story.known(g, at, left) for g, at in trials], *known),
+        told(fault, "survivors stand still, by the ledger", [story.cost(g) for g, _ in trials], *stall, 1, step),
+        told(fault, "between two finished rounds, by the clock", [story.gap(g) for g, _ in trials]),
     ]
 
 
@@ -212,12 +214,17 @@ def all_killed(programs, folder, rounds):
             run.resume()
             run.wait("first round", lambda: run.ticks)
             took.append(run.ticks[0][0] - at)
-        count = run.parameters()
-    return [Row(fault, "from the kill to the first round after `resume`", took, 2.0)], count
+    return [Row(fault, "from the kill to the first round after `resume`", took, 2.0)]
 
 
-def told(values, fault):
-    """Only what was told; a trial of which too little is known spoils the measurement."""
-    if any(value is None for value in values):
-        raise Failed(f"{fault}: in {sum(value is None for value in values)} of {len(values)} trials not all survivors said so")
-    return values
+def parameters(programs, folder):
+    """Of the networks of a run that left a checkpoint there."""
+    return ours.Run(programs, folder).parameters()
+
+
+def told(fault, what, values, *demands):
+    """The row of a figure that is read from the run's files, which may not tell it of every trial."""
+    known = [value for value in values if value is not None]
+    if not known:
+        raise Failed(f"{fault}: the run's files tell of no trial: {what}")
+    return Row(fault, what, known, *demands, untold=len(values) - len(known))

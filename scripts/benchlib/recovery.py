@@ -27,19 +27,25 @@ def measure(options):
     chosen, others = options.cases or CASES, Others()
     python = peer_python(torchft=True) if set(chosen) & set(PEERS) else None
     peer_rounds = max(PEER_TRIALS_MIN, options.rounds // PEER_SHARE) if options.rounds > 1 else 1
-    rows, results, count = [], [], None
+    rows, results, count, failures = [], [], None, []
     processes.adopt_orphans()
     with place() as folder:
         try:
             for name in (name for name in CASES if name in chosen):
                 say(f"recovery: {name}")
-                if name in PEERS:
-                    results += PEERS[name](python, folder / name, peer_rounds)
-                elif name == "resume":
-                    found, count = OURS[name](options.bin, folder / name, options.rounds)
-                    rows += found
-                else:
-                    rows += OURS[name](options.bin, folder / name, options.rounds)
+                try:
+                    if name in PEERS:
+                        results += PEERS[name](python, folder / name, peer_rounds)
+                    else:
+                        rows += OURS[name](options.bin, folder / name, options.rounds)
+                    if name == "resume":
+                        count = cases.parameters(options.bin, folder / name)
+                except Failed as error:
+                    say(f"recovery: {name} FAILED: {error}")
+                    failures.append(name)
+            if failures:
+                print("\n".join(table(rows) + beside(results, rows)), flush=True)
+                raise Failed(f"not measured: {', '.join(failures)}")
         finally:
             processes.sweep()
     if python and count is not None and (theirs := peers.parameters(python)) != count:
@@ -70,9 +76,13 @@ def table(rows):
         p99 = statistics.quantiles(row.values, n=100, method="inclusive")[98] if len(row.values) >= P99_TRIALS_MIN else None
         target, met = judge(row, middle, p99 if p99 is not None else most)
         digits = 3 if row.unit else 0
-        text.append(f"| {row.fault} | {row.what} | {len(row.values)} | {middle:.{digits}f} | {most:.{digits}f} "
+        text.append(f"| {row.fault} | {row.what} | {trials(row)} | {middle:.{digits}f} | {most:.{digits}f} "
                     f"| {'-' if p99 is None else f'{p99:.{digits}f}'} | {target} | {met} |")
     return text
+
+
+def trials(row):
+    return f"{len(row.values)} of {len(row.values) + row.untold}" if row.untold else str(len(row.values))
 
 
 def judge(row, middle, most):
@@ -98,7 +108,7 @@ def told_of(count):
 
 def beside(results, rows):
     clock = {row.fault: row.values for row in rows if row.what == GAP}
-    text = ["", "| CPU, loopback: peer | what happens | trials | without a finished step, s | never went on | steps taken again, at most "
+    text = ["", "| CPU, loopback: peer | what happens | trials | without a finished round, s | never went on | rounds taken again, at most "
             "| ours, without a finished round, s |", "|---|---|---:|---:|---:|---:|---:|"]
     for result in results:
         seconds = result.seconds()
@@ -107,7 +117,6 @@ def beside(results, rows):
         text.append(f"| {result.peer} | {result.fault}{'; ' + result.note if result.note else ''} | {len(result.trials)} "
                     f"| {spread(seconds, 2) if seconds else '-'} | {result.failed()} | {result.again() if seconds else '-'} "
                     f"| {spread(clock[same], 2) if same in clock else '-'} |")
-    return text + ["", f"The peers train the same networks in the same steps, each over {peers.WORLD} workers (torchft over as many "
+    return text + ["", f"The peers train the same networks, each over {peers.WORLD} workers (torchft over as many "
                    f"replicas as is said); torchft {TORCHFT}. \"Never went on\": not within {peers.GIVEN_UP_SECONDS} s. torchrun goes "
-                   "back to its checkpoint, which it writes every 5 rounds; ours wrote none. A round of ours is two steps, so ours is "
-                   "told less finely than theirs, and to its disadvantage."]
+                   "back to its checkpoint, which it writes every 5 rounds; ours wrote none. A round is one update of each network."]

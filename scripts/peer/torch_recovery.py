@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""The peers of scripts/bench recovery: the same networks and steps under torchrun, and under torchft.
+"""The peers of scripts/bench recovery: the same networks under torchrun, and under torchft.
 
     torchrun ... torch_recovery.py ddp     DistributedDataParallel; a checkpoint every 5 rounds, from which a restart goes on
     torchrun ... torch_recovery.py ft      torchft's Manager, with its defaults
 
 RECOVERY_LOG names a prefix: every process writes `<prefix>.<member>.<pid>`, one line for each event, with the time:
-`start`, `ready`, `step NUMBER WORLD`. Networks and losses are those of torch_progan_ddp.py, on the CPU, one thread to a process,
+`start`, `ready`, `step NUMBER WORLD`, where a step is a round of both networks. Networks and losses are those of torch_progan_ddp.py, on the CPU, one thread to a process,
 random images. It refuses to end by itself: whoever measures kills it.
 """
 
@@ -35,12 +35,12 @@ def networks():
     return pair
 
 
-def adam(net):
-    return torch.optim.Adam([p for p in net.parameters() if p.requires_grad], 1e-3, (0.0, 0.99), 1e-8)
+def adam(*nets):
+    return torch.optim.Adam([p for net in nets for p in net.parameters() if p.requires_grad], 1e-3, (0.0, 0.99), 1e-8)
 
 
 class Peer:
-    """What the two peers have in common: a round is one step of D and one of G."""
+    """What the two peers have in common. `optimizers` are what a checkpoint holds besides the networks."""
 
     def __init__(self, member):
         self.log = open(f"{os.environ['RECOVERY_LOG']}.{member}.{os.getpid()}", "w", buffering=1)
@@ -53,41 +53,37 @@ class Peer:
     def say(self, text):
         self.log.write(f"{time.time():.6f} {text}\n")
 
-    def step_d(self):
+    def backward_d(self):
         with torch.no_grad():
             fake = self.run_g(torch.randn(SHARE, self.g.c))
         share = torch.rand(SHARE, 1, 1, 1)
         mix = (self.real + share * (fake - self.real)).requires_grad_(True)
-        self.adam_d.zero_grad()
         real, made, mixed = self.run_d(self.real), self.d(fake), self.d(mix)
         norm = torch.autograd.grad(mixed.sum(), mix, create_graph=True)[0].flatten(1).norm(dim=1)
         loss = made.mean() - real.mean() + 10 * (norm - 1).square().mean() + 1e-3 * real.square().mean()
         loss.backward()
-        self.adam_d.step()
 
-    def step_g(self):
-        self.adam_g.zero_grad()
+    def backward_g(self):
         used = [p for p in self.d.parameters() if p.requires_grad]
         for p in used:
             p.requires_grad_(False)
         (-self.d(self.run_g(torch.randn(SHARE, self.g.c))).mean()).backward()
         for p in used:
             p.requires_grad_(True)
-        self.adam_g.step()
 
     def state(self):
-        return {name: getattr(self, name).state_dict() for name in ("g", "d", "adam_g", "adam_d")}
+        return [part.state_dict() for part in (self.g, self.d, *self.optimizers)]
 
     def load(self, state):
-        for name in ("g", "d", "adam_g", "adam_d"):
-            getattr(self, name).load_state_dict(state[name])
+        for part, stored in zip((self.g, self.d, *self.optimizers), state):
+            part.load_state_dict(stored)
 
 
 def ddp():
     peer = Peer(os.environ["GROUP_RANK"])
     dist.init_process_group("gloo")
     peer.run_g, peer.run_d = DistributedDataParallel(peer.g), DistributedDataParallel(peer.d)
-    peer.adam_g, peer.adam_d = adam(peer.g), adam(peer.d)
+    peer.optimizers = adam_g, adam_d = adam(peer.g), adam(peer.d)
     step, path = 0, os.environ["RECOVERY_LOG"] + ".checkpoint"
     if os.path.exists(path):
         stored = torch.load(path)
@@ -95,16 +91,19 @@ def ddp():
         step = stored["step"]
     peer.say("ready")
     while True:
-        for take in (peer.step_d, peer.step_g):
-            take()
-            step += 1
-            peer.say(f"step {step} {dist.get_world_size()}")
-        if dist.get_rank() == 0 and step % (2 * ROUNDS_PER_CHECKPOINT) == 0:
+        for optimizer, backward in ((adam_d, peer.backward_d), (adam_g, peer.backward_g)):
+            optimizer.zero_grad()
+            backward()
+            optimizer.step()
+        step += 1
+        peer.say(f"step {step} {dist.get_world_size()}")
+        if dist.get_rank() == 0 and step % ROUNDS_PER_CHECKPOINT == 0:
             torch.save({"state": peer.state(), "step": step}, path + ".part")
             os.replace(path + ".part", path)
 
 
 def ft():
+    """One commit for both networks: a newcomer could not know which of two was due."""
     from torchft import DistributedDataParallel, Manager, Optimizer, ProcessGroupGloo
 
     replica = os.environ["REPLICA_GROUP_ID"]
@@ -112,12 +111,15 @@ def ft():
     manager = Manager(pg=ProcessGroupGloo(), load_state_dict=peer.load, state_dict=peer.state, min_replica_size=1,
                       replica_id=f"replica{replica}")
     peer.run_g, peer.run_d = DistributedDataParallel(manager, peer.g), DistributedDataParallel(manager, peer.d)
-    peer.adam_g, peer.adam_d = Optimizer(manager, adam(peer.g)), Optimizer(manager, adam(peer.d))
+    optimizer = Optimizer(manager, adam(peer.g, peer.d))
+    peer.optimizers = [optimizer]
     peer.say("ready")
     while True:
-        for take in (peer.step_d, peer.step_g):
-            take()
-            peer.say(f"step {manager.current_step()} {manager.num_participants()}")
+        optimizer.zero_grad()
+        peer.backward_d()
+        peer.backward_g()
+        optimizer.step()
+        peer.say(f"step {manager.current_step()} {manager.num_participants()}")
 
 
 if __name__ == "__main__":
