@@ -5,7 +5,6 @@ torchft's lighthouse that one replica is enough. Each trial is given up after a 
 """
 
 import contextlib
-import os
 import pathlib
 import signal
 import time
@@ -63,8 +62,8 @@ class Job:
 
     def processes(self, member=None):
         """Workers that live, by the file that they write."""
-        return sorted({pid for _, which, pid, _ in self.events()
-                       if member in (None, which) and os.path.exists(f"/proc/{pid}")})
+        alive = set(processes.marked(self.tag))
+        return sorted({pid for _, which, pid, _ in self.events() if member in (None, which) and pid in alive})
 
     def wait(self, what, condition, seconds):
         """Whether `condition()` came true in time, and what it was."""
