@@ -45,9 +45,10 @@ class Node:
             ip("link", "set", self.bridge, "up")
             ip("netns", "add", self.name)
             ip("link", "add", self.outer, "type", "veth", "peer", "name", self.inner, "netns", self.name)
-            ip("link", "set", self.outer, "master", self.bridge, "up")
+            ip("link", "set", self.outer, "master", self.bridge)
             ip("-n", self.name, "addr", "add", f"{self.address}/24", "dev", self.inner)
             ip("-n", self.name, "link", "set", "lo", "up")
+            ip("-n", self.name, "link", "set", self.inner, "up")
             self.mend()
         except BaseException:
             self.remove()
@@ -59,11 +60,11 @@ class Node:
         self.remove()
 
     def cut(self):
-        ip("link", "set", self.outer, "nomaster")
+        # taken out of the bridge, it would still be heard: the bridge had its address
+        ip("link", "set", self.outer, "down")
 
     def mend(self):
-        ip("link", "set", self.outer, "master", self.bridge)
-        ip("-n", self.name, "link", "set", self.inner, "up")
+        ip("link", "set", self.outer, "up")
 
     def kill(self):
         """Kills all that runs in it, at once."""
