@@ -1,6 +1,5 @@
 """What is done to a run of ours, and how often. Each case returns rows: a name, its trials, and what was measured in each."""
 
-import contextlib
 import dataclasses
 import random
 import signal
@@ -11,7 +10,7 @@ from benchlib.basics import Failed, say
 
 WORLD = 4
 SEED = 3
-# Places of the third row of the table of a killed coordinator: a minute each.
+# Of the rounds, for the trials that take longer than a minute each.
 SLOW_SHARE = 5
 
 

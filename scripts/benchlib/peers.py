@@ -17,6 +17,7 @@ WORLD = 4
 GIVEN_UP_SECONDS = 90
 START_SECONDS = 180
 QUIET_SECONDS = 20
+OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR", "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1",
                "GLOO_SOCKET_IFNAME": "lo", "TP_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": "", "RUST_LOG": "warn"}
 
@@ -99,32 +100,36 @@ def went_on(job, at, quiet, members=None):
 
 # -- torchrun
 
-def agent(job, port, nodes, number=0, each=WORLD):
+def agent(job, port, nodes, number=0, each=WORLD, **environment):
     return job.start(["torchrun", f"--nnodes={nodes}", f"--nproc-per-node={each}", "--max-restarts=100", "--rdzv-backend=c10d",
                       f"--rdzv-endpoint=127.0.0.1:{port}", f"--rdzv-id={job.name}", "--local-addr=127.0.0.1",
-                      f"--rdzv-conf=is_host={int(number == 0)}", PROGRAM, "ddp"])
+                      f"--rdzv-conf=is_host={int(number == 0)}", PROGRAM, "ddp"], **environment)
 
 
 def torchrun(python, folder, rounds):
-    rows = [one_agent(python, folder, rounds, "kill -9 of a worker, 1 agent", signal.SIGKILL),
+    kill, stop = signal.SIGKILL, signal.SIGSTOP
+    return [one_agent(python, folder, rounds, "kill -9 of a worker of 2", kill, 2),
+            one_agent(python, folder, rounds, "kill -9 of a worker of 4", kill),
+            # by default a restart finds the addresses of those who are dead in the agent's store
+            one_agent(python, folder, rounds, "kill -9 of a worker of 4, " + OWN_STORE + "=1", kill, **{OWN_STORE: "1"}),
             two_agents(python, folder, rounds),
-            one_agent(python, folder, rounds, "SIGSTOP of a worker, 1 agent", signal.SIGSTOP)]
-    return rows + node_and_rejoin(python, folder, rounds)
+            one_agent(python, folder, rounds, "SIGSTOP of a worker of 4", stop),
+            *node_and_rejoin(python, folder, rounds)]
 
 
-def one_agent(python, folder, rounds, fault, number):
+def one_agent(python, folder, rounds, fault, number, each=WORLD, **environment):
     found = []
     for trial in range(rounds):
         say(f"recovery: torchrun, {fault}, {trial + 1} of {rounds}")
-        with Job(python, folder, f"torchrun-{number}-{trial}") as job:
-            agent(job, free_port(), 1)
-            job.settle()
+        with Job(python, folder, f"torchrun-{int(number)}-{each}{'own' if environment else ''}-{trial}") as job:
+            agent(job, free_port(), 1, each=each, **environment)
+            job.settle(each)
             found.append(blow(job, job.processes()[-1], number))
     return Result("torchrun", fault, found)
 
 
 def two_agents(python, folder, rounds):
-    fault, found = "kill -9 of a worker, 2 agents", []
+    fault, found = "kill -9 of a worker of 4, 2 agents", []
     for trial in range(rounds):
         say(f"recovery: torchrun, {fault}, {trial + 1} of {rounds}")
         with pair(python, folder, f"torchrun-pair-{trial}", "2") as (job, _, _):

@@ -69,7 +69,7 @@ def place():
 
 
 def table(rows):
-    text = ["| CPU, loopback: what happens to ours | what was measured | trials | median, s | greatest, s | p99, s | target | met |",
+    text = ["| CPU, loopback: what happens | what was measured | trials | median, s | greatest, s | p99, s | target | met |",
             "|---|---|---:|---:|---:|---:|---|---|"]
     for row in rows:
         middle, most = statistics.median(row.values), max(row.values)
@@ -101,15 +101,15 @@ def judge(row, middle, most):
 def told_of(count):
     size = f" ({count} parameters)" if count else ""
     return ["", f"A worker is one process of one thread, {cases.WORLD} of them unless something else is said, over the networks "
-            f"of {ours.DEFAULTS['width']} feature maps at 16 px{size}, minibatch {ours.DEFAULTS['minibatch']}. The targets are those "
-            f"set before anything was measured. A p99 is given from {P99_TRIALS_MIN} trials on; below, its target is held against "
+            f"of {ours.DEFAULTS['width']} feature maps at 16 px{size}, minibatch {ours.DEFAULTS['minibatch']}. The targets are "
+            f"those set before anything was measured. A p99 is given from {P99_TRIALS_MIN} trials on; below, its target is held against "
             "the greatest."]
 
 
 def beside(results, rows):
     clock = {row.fault: row.values for row in rows if row.what == GAP}
-    text = ["", "| CPU, loopback: peer | what happens | trials | without a finished round, s | never went on | rounds taken again, at most "
-            "| ours, without a finished round, s |", "|---|---|---:|---:|---:|---:|---:|"]
+    text = ["", "| CPU, loopback: peer | what happens | trials | without a finished round, s | never went on "
+            "| rounds taken again, at most | ours, without a finished round, s |", "|---|---|---:|---:|---:|---:|---:|"]
     for result in results:
         seconds = result.seconds()
         same = next((fault for begin, fault in BESIDE.items() if result.fault.startswith(begin)
@@ -118,5 +118,6 @@ def beside(results, rows):
                     f"| {spread(seconds, 2) if seconds else '-'} | {result.failed()} | {result.again() if seconds else '-'} "
                     f"| {spread(clock[same], 2) if same in clock else '-'} |")
     return text + ["", f"The peers train the same networks, each over {peers.WORLD} workers (torchft over as many "
-                   f"replicas as is said); torchft {TORCHFT}. \"Never went on\": not within {peers.GIVEN_UP_SECONDS} s. torchrun goes "
-                   "back to its checkpoint, which it writes every 5 rounds; ours wrote none. A round is one update of each network."]
+                   f"replicas as is said); torchft {TORCHFT}. \"Never went on\": not within {peers.GIVEN_UP_SECONDS} s. torchrun "
+                   "goes back to its checkpoint, which it writes every 5 rounds; ours wrote none. A round is one update of each "
+                   "network."]

@@ -5,8 +5,8 @@
     torchrun ... torch_recovery.py ft      torchft's Manager, with its defaults
 
 RECOVERY_LOG names a prefix: every process writes `<prefix>.<member>.<pid>`, one line for each event, with the time:
-`start`, `ready`, `step NUMBER WORLD`, where a step is a round of both networks. Networks and losses are those of torch_progan_ddp.py, on the CPU, one thread to a process,
-random images. It refuses to end by itself: whoever measures kills it.
+`start`, `ready`, `step NUMBER WORLD`, where a step is a round of both networks. Networks and losses are those of
+torch_progan_ddp.py, on the CPU, one thread to a process, random images. It refuses to end by itself: whoever measures kills it.
 """
 
 import math
