@@ -6,6 +6,7 @@ torchft's lighthouse that one replica is enough. Each trial is given up after a 
 
 import contextlib
 import pathlib
+import random
 import signal
 import time
 
@@ -32,6 +33,7 @@ class Job:
     def __init__(self, python, folder, name):
         self.bin, self.prefix, self.name = pathlib.Path(python).parent, pathlib.Path(folder) / name, name
         self.prefix.parent.mkdir(parents=True, exist_ok=True)
+        self.chance = random.Random(name)
         self.output, self.tag = open(f"{self.prefix}.out", "a"), f"BENCH_JOB={name}"
 
     def __enter__(self):
@@ -81,6 +83,8 @@ class Job:
     def settle(self, world=WORLD, after=0.0):
         """Waits for steps in peace of so many workers."""
         self.wait(f"steps of {world}", lambda: len(self.steps(after, world=world)) >= 30 * world, START_SECONDS)
+        # the blow falls anywhere between two checkpoints
+        time.sleep(self.chance.uniform(0.5, 3))
 
 
 def stall(job, at, members=None):
@@ -214,7 +218,8 @@ def of_four(python, folder, rounds):
             job.wait(None, lambda: went_on(job, at, 0.5, rest), GIVEN_UP_SECONDS)
             found.append(stall(job, at, rest) if went_on(job, at, 0.5, rest) else None)
             ended += sum(not job.processes(member) for member in rest)
-    return Result("torchft", "kill -9 of one replica of 4", found, f"{ended} of {len(rest) * rounds} survivors ended too")
+    note = f"{ended} of {len(rest) * rounds} survivors ended too" if ended else ""
+    return Result("torchft", "kill -9 of one replica of 4", found, note)
 
 
 def of_two(python, folder, rounds):

@@ -117,7 +117,7 @@ def beside(results, rows):
         text.append(f"| {result.peer} | {result.fault}{'; ' + result.note if result.note else ''} | {len(result.trials)} "
                     f"| {spread(seconds, 2) if seconds else '-'} | {result.failed()} | {result.again() if seconds else '-'} "
                     f"| {spread(clock[same], 2) if same in clock else '-'} |")
-    return text + ["", f"The peers train the same networks, each over {peers.WORLD} workers (torchft over as many "
-                   f"replicas as is said); torchft {TORCHFT}. \"Never went on\": not within {peers.GIVEN_UP_SECONDS} s. torchrun "
+    return text + ["", f"The peers train the same networks, over {peers.WORLD} workers where nothing else is said, with "
+                   f"their own defaults; torchft {TORCHFT}. \"Never went on\": not within {peers.GIVEN_UP_SECONDS} s. torchrun "
                    "goes back to its checkpoint, which it writes every 5 rounds; ours wrote none. A round is one update of each "
                    "network."]
