@@ -22,9 +22,9 @@ class EqConv(nn.Module):
     def forward(s, x): return F.conv2d(x, s.w * s.c, s.b, padding=s.p)
 
 class EqLinear(nn.Module):
-    def __init__(s, i, o, gain=math.sqrt(2)):
-        super().__init__(); s.w = nn.Parameter(torch.randn(o, i)); s.b = nn.Parameter(torch.zeros(o)); s.c = gain / math.sqrt(i)
-    def forward(s, x): return F.linear(x, s.w * s.c, s.b)
+    def __init__(s, i, o, gain=math.sqrt(2), alike=1):  # so many neighbours share one bias
+        super().__init__(); s.w = nn.Parameter(torch.randn(o, i)); s.b = nn.Parameter(torch.zeros(o // alike)); s.c = gain / math.sqrt(i); s.alike = alike
+    def forward(s, x): return F.linear(x, s.w * s.c, s.b if s.alike == 1 else s.b.repeat_interleave(s.alike))
 
 def pn(x): return x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-8)
 def lr(x): return F.leaky_relu(x, 0.2)
@@ -32,7 +32,7 @@ def lr(x): return F.leaky_relu(x, 0.2)
 class G(nn.Module):
     def __init__(s, R):
         super().__init__(); s.R = R
-        s.c = nf(1); s.dense = EqLinear(s.c, s.c * 16, math.sqrt(2) / 4); s.c4 = EqConv(s.c, s.c, 3, 1)
+        s.c = nf(1); s.dense = EqLinear(s.c, s.c * 16, math.sqrt(2) / 4, 16); s.c4 = EqConv(s.c, s.c, 3, 1)
         s.blocks = nn.ModuleList([nn.ModuleList([EqConv(nf(r - 2), nf(r - 1), 3, 1), EqConv(nf(r - 1), nf(r - 1), 3, 1)]) for r in range(3, R + 1)])
         s.rgb = nn.ModuleList([EqConv(nf(r - 1), 3, 1, gain=1.0) for r in range(2, R + 1)])
     def forward(s, z, alpha=0.0):
@@ -103,4 +103,5 @@ def main():
         cpu = (time.process_time() - cpu) / a.iters; ts.sort(); m = ts[len(ts) // 2]
         if rank == 0: print(json.dumps({"res": res, "batch": a.batch, "world": world, "threads": a.threads, "ms_per_iter": round(m * 1e3, 2), "img_per_s": round(a.batch / m, 2), "cpu_ms_per_iter": round(cpu * 1e3, 2)}), flush=True)
     if world > 1: dist.destroy_process_group()
-main()
+if __name__ == "__main__":
+    main()
