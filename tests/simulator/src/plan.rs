@@ -82,6 +82,8 @@ pub struct Plan {
     pub start_fails: u64,
     /// What goes wrong, and when.
     pub faults: Vec<(Millis, Fault)>,
+    /// A step at so many images fails on every rank, whenever it is tried.
+    pub poison: Option<u64>,
     /// From then on nothing goes wrong.
     pub healed: Millis,
     /// The operator stops the run this long after that, if it should.
@@ -147,6 +149,7 @@ impl Plan {
             phases: 2,
             rounds: c.between(1, 2) as u32,
             start_fails: if c.happens(10) { 20 } else { 0 },
+            poison: c.happens(4).then(|| c.between(5, rounds - 5) * 8),
             healed: fault_time + 200,
             stop_after: c.happens(40).then(|| c.below(15_000)),
             faults,

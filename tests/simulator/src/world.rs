@@ -18,6 +18,9 @@ use std::collections::{BTreeMap, BinaryHeap};
 use std::rc::Rc;
 use std::time::Duration;
 
+/// No schedule has so many.
+const EVENTS_MAX: u64 = 2_000_000;
+
 /// What came of one thing that happened.
 pub(crate) type Step = Result<(), Broken>;
 
@@ -114,6 +117,8 @@ pub(crate) struct World {
     /// When the run was last seen to get on.
     pub moved: Millis,
     pub healed: bool,
+    /// When the operator first asked for a stop.
+    pub stop_asked: Option<Millis>,
     pub story: Option<Vec<String>>,
     pub events: u64,
     queue: BinaryHeap<Reverse<Entry>>,
@@ -147,6 +152,7 @@ impl World {
             peers_cut: Vec::new(),
             moved: 0,
             healed: false,
+            stop_asked: None,
             story: tells.then(Vec::new),
             events: 0,
             queue: BinaryHeap::new(),
@@ -187,6 +193,7 @@ impl World {
             self.now = at;
             self.events += 1;
             self.handle(item)?;
+            invariants::every_run_ends(self.events > EVENTS_MAX, || "it goes round in circles".to_owned())?;
             if self.coordinator.is_over() {
                 let since = *over.get_or_insert(self.now.max(self.plan.healed));
                 if self.workers.iter().all(|worker| !worker.alive) {
@@ -219,6 +226,9 @@ impl World {
             Item::Exited(w, status) => self.child_exited(w, status),
             Item::Operator(command) => {
                 tell!(self, "operator: {command:?}");
+                if command == Command::Stop {
+                    self.stop_asked.get_or_insert(self.now);
+                }
                 self.feed(Event::Operator(command))
             }
             Item::Down(stream, _) if self.workers[self.streams[stream].worker].paused > 0 => {

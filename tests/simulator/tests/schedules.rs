@@ -41,7 +41,8 @@ fn schedules_are_of_many_kinds() {
         ends.push(report.ended);
     }
     assert!(generations > 800 && longest > 8, "{generations} generations, {longest} in one");
-    for kind in ["the run is complete", "stopped at", "still missing", "failures in a row", "killed at once", "Running"] {
+    for kind in ["the run is complete", "stopped at", "still missing", "failures in a row", "killed at once", "Running"]
+    {
         assert!(ends.iter().any(|end| end.contains(kind)), "no schedule ends with \"{kind}\"");
     }
 }

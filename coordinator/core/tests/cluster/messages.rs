@@ -189,7 +189,7 @@ fn late_and_doubled_messages_harm_nothing() {
 
 #[test]
 fn a_checkpoint_of_a_line_that_the_run_has_left_is_not_its_newest() {
-    let mut run = Run::started(Policy { local: 1, ..policy(2) });
+    let mut run = Run::started(policy(1));
     // the whole first generation is lost, and its successor begins anew; then somebody says what the first one stored
     run.pass(SECOND);
     run.kill(0);
