@@ -225,11 +225,24 @@ impl World {
 
     fn judge_report(&mut self, reason: &Reason) -> Step {
         tell!(self, "coordinator: {reason}");
+        if let (Reason::Formed { generation, .. }, Some((stumbles, time))) = (reason, self.plan.stumbles)
+            && generation.0 == stumbles
+            && self.now < self.plan.healed
+        {
+            let until = (self.now + time).min(self.plan.healed);
+            self.pause_coordinator(until);
+            let w = self.net.below(self.workers.len() as u64) as usize;
+            let at = self.now + self.net.between(20, time / 2);
+            self.push(at, Item::Trouble(w));
+        }
         let Reason::Lost { worker, cause, .. } = reason else { return Ok(()) };
         let Some(w) = self.find(worker) else { return Ok(()) };
         let worker = &self.workers[w];
-        let excused =
-            !worker.alive || worker.leaves() || self.now <= worker.excused || self.coordinator.cluster.is_over();
+        let excused = !worker.alive
+            || worker.leaves()
+            || worker.is_orphan()
+            || self.now <= worker.excused
+            || self.coordinator.cluster.is_over();
         invariants::nobody_is_evicted_without_a_cause(&worker.id, cause, excused)
     }
 

@@ -378,7 +378,7 @@ impl World {
             invariants::a_step_follows_the_one_before(generation, before.state, state, &self.history)?;
             self.history.head = state;
             self.gets_on();
-            if let (true, Some(asked)) = (self.healed, self.stop_asked) {
+            if let (true, Some(asked)) = (self.healed && self.coordinator.alive, self.stop_asked) {
                 let patience = self.plan.policy.patience.as_millis() as Millis;
                 let since = self.now - asked.max(self.plan.healed);
                 invariants::a_stop_is_obeyed(since, patience * 5 + 5000)?;

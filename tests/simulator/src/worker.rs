@@ -109,6 +109,11 @@ impl Worker {
         self.leaving.is_some()
     }
 
+    /// Whether the coordinator was away for longer than it waits.
+    pub(crate) fn is_orphan(&self) -> bool {
+        self.place.commands().orphaned
+    }
+
     pub(crate) fn describe(&self) -> String {
         format!("{} {:?} {:?} {:?} {:?}", self.id, self.job, self.link, self.place, self.mesh)
     }

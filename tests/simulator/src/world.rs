@@ -47,6 +47,8 @@ pub(crate) enum Item {
     Strike(usize),
     /// Nothing goes wrong any more.
     Heal,
+    /// A call with the other ranks fails for a worker.
+    Trouble(usize),
     Operator(Command),
 }
 
@@ -247,6 +249,7 @@ impl World {
             Item::Resume(w) => self.resume(w),
             Item::ResumeCoordinator => self.resume_coordinator(),
             Item::Strike(index) => self.strike(self.plan.faults[index].1),
+            Item::Trouble(w) => self.trouble(w),
             Item::Heal => {
                 tell!(self, "nothing goes wrong from now on");
                 self.healed = true;
@@ -310,14 +313,7 @@ impl World {
         tell!(self, "fault: {fault:?}");
         match fault {
             Fault::Arrive => self.arrive(now),
-            Fault::PauseCoordinator(time) => {
-                self.coordinator.paused = until(time);
-                // what troubled a worker before is seen only afterwards
-                for worker in self.workers.iter_mut().filter(|worker| worker.excused > now) {
-                    worker.excused += until(time) - now;
-                }
-                self.push(until(time), Item::ResumeCoordinator);
-            }
+            Fault::PauseCoordinator(time) => self.pause_coordinator(until(time)),
             Fault::JumpAhead(time) => self.coordinator.skew += time as i64,
             Fault::JumpBack(time) => self.coordinator.skew -= time as i64,
             Fault::CrashCoordinator => self.crash_coordinator(),
@@ -339,6 +335,7 @@ impl World {
             | Fault::GivesUp(number, _)
             | Fault::Pause(number, _)
             | Fault::Hang(number, _)
+            | Fault::Trouble(number)
             | Fault::BreakStream(number)
             | Fault::CutUp(number, _)
             | Fault::CutDown(number, _)
@@ -355,6 +352,7 @@ impl World {
                         self.excuse(w, until(time));
                         self.push(until(time), Item::Worker(w, Timer::Unhang));
                     }
+                    Fault::Trouble(_) => return self.trouble(w),
                     Fault::BreakStream(_) => self.break_stream(w),
                     Fault::CutUp(_, time) => {
                         self.workers[w].cut_up = until(time);
@@ -376,6 +374,21 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    pub(crate) fn pause_coordinator(&mut self, until: Millis) {
+        let now = self.now;
+        self.coordinator.paused = self.coordinator.paused.max(until);
+        // what troubled a worker before is seen only afterwards
+        for worker in self.workers.iter_mut().filter(|worker| worker.excused > now) {
+            worker.excused += until.saturating_sub(now);
+        }
+        self.push(until, Item::ResumeCoordinator);
+    }
+
+    fn trouble(&mut self, w: usize) -> Step {
+        let worker = &self.workers[w];
+        if worker.paused > 0 || worker.mesh.is_none() { Ok(()) } else { self.mesh_fails(w) }
     }
 
     fn pause(&mut self, w: usize, until: Millis) {

@@ -73,7 +73,7 @@ fn workspace(root: &Path) {
     }
     copy(&source.join("Cargo.lock"), &root.join("Cargo.lock"));
     let mut manifest: DocumentMut = read(&source.join("Cargo.toml")).parse().expect("TOML");
-    manifest["workspace"]["members"] = value(PACKAGES.iter().collect::<Array>());
+    manifest["workspace"]["members"] = value(PACKAGES.iter().copied().collect::<Array>());
     // built often and run briefly; what the core asserts of itself is looked at from outside
     let profile = "[dev]\ndebug = false\n[dev.package.coordinator-core]\nopt-level = 1\ndebug-assertions = false\n\
                    [dev.package.worker-core]\nopt-level = 1\n[dev.package.simulator]\nopt-level = 1\n";
