@@ -153,7 +153,7 @@ impl Plan {
             phases: 2,
             rounds: c.between(1, 2) as u32,
             start_fails: if c.happens(10) { 20 } else { 0 },
-            stumbles: c.happens(15).then(|| (c.between(2, 4), c.between(patience / 2, patience * 2))),
+            stumbles: c.happens(25).then(|| (c.between(2, 4), c.between(patience / 2, patience * 2))),
             poison: c.happens(4).then(|| c.between(5, rounds - 5) * 8),
             healed: fault_time + 200,
             stop_after: c.happens(40).then(|| c.below(15_000)),

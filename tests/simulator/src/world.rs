@@ -141,7 +141,7 @@ impl World {
     pub(crate) fn new(plan: Plan, tells: bool) -> Self {
         let mut world = Self {
             now: 0,
-            net: Chance::new(plan.seed ^ 0xA11_CE),
+            net: Chance::new(plan.seed ^ 0x000A_11CE),
             coordinator: Coordinator::new(&plan),
             workers: Vec::new(),
             streams: Vec::new(),
