@@ -6,9 +6,7 @@ use crate::streams::{Counted, Down, Up};
 use crate::world::{Item, Step, Timer, World, tell};
 use common::ids::Generation;
 use coordinator_core::invariants::History as Observed;
-use coordinator_core::{
-    Action, Cluster, Event, ExitStatus, Force, Outcome, Phase, Reason, SessionId, WorkerId, step,
-};
+use coordinator_core::{Action, Cluster, Event, ExitStatus, Force, Outcome, Phase, Reason, SessionId, WorkerId, step};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
@@ -119,7 +117,8 @@ impl World {
                     Counted::Stored { generation, stored } => {
                         let before = self.coordinator.cluster.newest().cloned();
                         self.feed(Event::Stored { worker, session, generation, stored })?;
-                        let newest = self.coordinator.cluster.newest().filter(|newest| Some(*newest) != before.as_ref());
+                        let newest =
+                            self.coordinator.cluster.newest().filter(|newest| Some(*newest) != before.as_ref());
                         let state = newest.and_then(|newest| self.store.get(&newest.manifest));
                         state.map_or(Ok(()), |state| {
                             invariants::a_checkpoint_is_of_the_one_history(*state, &self.history)
@@ -226,10 +225,24 @@ impl World {
 
     fn judge_report(&mut self, reason: &Reason) -> Step {
         tell!(self, "coordinator: {reason}");
+        if let (Reason::Formed { generation, .. }, Some((stumbles, time))) = (reason, self.plan.stumbles)
+            && generation.0 == stumbles
+            && self.now < self.plan.healed
+        {
+            let until = (self.now + time).min(self.plan.healed);
+            self.pause_coordinator(until);
+            let w = self.net.below(self.workers.len() as u64) as usize;
+            let at = self.now + self.net.between(20, time / 2);
+            self.push(at, Item::Trouble(w));
+        }
         let Reason::Lost { worker, cause, .. } = reason else { return Ok(()) };
         let Some(w) = self.find(worker) else { return Ok(()) };
         let worker = &self.workers[w];
-        let excused = !worker.alive || worker.leaves() || self.now <= worker.excused || self.coordinator.cluster.is_over();
+        let excused = !worker.alive
+            || worker.leaves()
+            || worker.is_orphan()
+            || self.now <= worker.excused
+            || self.coordinator.cluster.is_over();
         invariants::nobody_is_evicted_without_a_cause(&worker.id, cause, excused)
     }
 

@@ -39,13 +39,8 @@ pub struct History {
 
 impl Default for History {
     fn default() -> Self {
-        let beginning = Node {
-            parent: BEGINNING,
-            depth: 0,
-            generation: Generation(0),
-            position: Position::default(),
-            samples: 0,
-        };
+        let beginning =
+            Node { parent: BEGINNING, depth: 0, generation: Generation(0), position: Position::default(), samples: 0 };
         Self { nodes: vec![beginning], head: BEGINNING, generation: Generation(0) }
     }
 }

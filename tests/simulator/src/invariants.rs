@@ -105,11 +105,21 @@ pub fn a_checkpoint_is_of_the_one_history(state: State, history: &History) -> Ho
 
 /// Nobody is lost for the coordinator's pause, or for one message: only who was silent, hung or out of reach itself.
 pub fn nobody_is_evicted_without_a_cause(worker: &str, cause: &Cause, excused: bool) -> Holds {
-    let by_time = matches!(
-        cause,
-        Cause::Silent { .. } | Cause::Disconnected { .. } | Cause::Hung { .. } | Cause::Stuck { .. }
-    );
+    let by_time =
+        matches!(cause, Cause::Silent { .. } | Cause::Disconnected { .. } | Cause::Hung { .. } | Cause::Stuck { .. });
     holds("nobody is evicted for another's fault", excused || !by_time, || format!("worker {worker} {cause}"))
+}
+
+/// Who is told that a generation is over leaves that one, and no other.
+pub fn only_the_present_generation_is_left(worker: &str, told: Generation, present: Generation) -> Holds {
+    holds("nothing of an older generation is obeyed", told == present, || {
+        format!("{worker} leaves {present} because {told} is over")
+    })
+}
+
+/// After a stop, and once nothing goes wrong any more, no further steps are taken.
+pub fn a_stop_is_obeyed(since: Millis, bound: Millis) -> Holds {
+    holds("a stop is obeyed", since <= bound, || format!("a step {since} ms after it, of {bound}"))
 }
 
 /// While nothing goes wrong, the run gets on within a bound.
@@ -135,9 +145,4 @@ pub fn an_end_is_stored(outcome: &Outcome, stored: Option<State>, history: &Hist
     holds("after a stop the newest checkpoint holds the last state", last, || {
         format!("{}, and stored is {stored:?} of head {}", outcome.reason, history.head)
     })
-}
-
-/// After a rank is lost, those who can be spoken to go on without waiting for a clock.
-pub fn a_loss_costs_no_wait(waited: Millis, bound: Millis) -> Holds {
-    holds("a loss costs no wait", waited <= bound, || format!("the survivors waited {waited} ms, of {bound}"))
 }

@@ -61,10 +61,11 @@ pub fn run(seed: u64, tells: bool) -> Report {
             Some(Broken { invariant: "nothing panics", found: text.unwrap_or_default() })
         }
     };
-    let ended = world.coordinator.cluster.outcome().map_or_else(
-        || format!("{:?}", world.coordinator.phase()),
-        |outcome| outcome.reason.to_string(),
-    );
+    let ended = world
+        .coordinator
+        .cluster
+        .outcome()
+        .map_or_else(|| format!("{:?}", world.coordinator.phase()), |outcome| outcome.reason.to_string());
     Report {
         broken,
         events: world.events,

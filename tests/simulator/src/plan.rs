@@ -23,6 +23,8 @@ pub enum Fault {
     PauseAll(Millis),
     /// Its training thread stands still, the rest of it does not.
     Hang(u64, Millis),
+    /// A call with the other ranks fails for it.
+    Trouble(u64),
     /// Its stream breaks; whatever is on the way is lost.
     BreakStream(u64),
     /// What it says does not reach the coordinator.
@@ -82,6 +84,10 @@ pub struct Plan {
     pub start_fails: u64,
     /// What goes wrong, and when.
     pub faults: Vec<(Millis, Fault)>,
+    /// The coordinator stands still for so long, and one rank has trouble, as soon as it has formed this generation.
+    pub stumbles: Option<(u64, Millis)>,
+    /// A step at so many images fails on every rank, whenever it is tried.
+    pub poison: Option<u64>,
     /// From then on nothing goes wrong.
     pub healed: Millis,
     /// The operator stops the run this long after that, if it should.
@@ -147,6 +153,8 @@ impl Plan {
             phases: 2,
             rounds: c.between(1, 2) as u32,
             start_fails: if c.happens(10) { 20 } else { 0 },
+            stumbles: c.happens(25).then(|| (c.between(2, 4), c.between(patience / 2, patience * 2))),
+            poison: c.happens(4).then(|| c.between(5, rounds - 5) * 8),
             healed: fault_time + 200,
             stop_after: c.happens(40).then(|| c.below(15_000)),
             faults,
@@ -165,7 +173,8 @@ fn fault(c: &mut Chance, patience: Millis) -> Fault {
     match c.below(100) {
         0..=17 => Fault::Kill(who),
         18..=19 => Fault::KillMost(who),
-        20..=21 => Fault::GivesUp(who, [1, 6, 8][c.below(3) as usize]),
+        20 => Fault::Trouble(who),
+        21 => Fault::GivesUp(who, [1, 6, 8][c.below(3) as usize]),
         22..=31 => Fault::Pause(who, long(c)),
         32..=33 => Fault::PauseAll(long(c)),
         34..=38 => Fault::Hang(who, long(c) * 2),

@@ -3,8 +3,8 @@
 
 use crate::plan::Millis;
 use crate::world::{Item, Step, Timer, World, tell};
-use coordinator_core::{Assignment, SessionId, Standing, Stored};
 use common::ids::Generation;
+use coordinator_core::{Assignment, SessionId, Standing, Stored};
 
 /// What a worker says.
 #[derive(Clone, Debug)]

@@ -26,8 +26,17 @@ pub(crate) enum Job {
     Waiting,
     Meeting,
     Versions,
-    Word { line: Generation, state: State, source: u32, shared: bool },
-    Share { line: Generation, state: State, saved: Option<Saved> },
+    Word {
+        line: Generation,
+        state: State,
+        source: u32,
+        shared: bool,
+    },
+    Share {
+        line: Generation,
+        state: State,
+        saved: Option<Saved>,
+    },
     Restoring(State),
     Compute(Flags),
     Reduce,
@@ -42,11 +51,19 @@ pub(crate) enum Job {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Stage {
     /// Waits for a commit under way before anything else.
-    Before { again: bool },
+    Before {
+        again: bool,
+    },
     /// Waits for its own share.
-    Share { again: bool },
-    Conclude { again: bool },
-    Commit { again: bool },
+    Share {
+        again: bool,
+    },
+    Conclude {
+        again: bool,
+    },
+    Commit {
+        again: bool,
+    },
     Held,
     Barrier,
 }
@@ -164,6 +181,10 @@ impl World {
             Job::Compute(_) if self.workers[w].hung > self.now => Ok(()),
             Job::Compute(flags) => {
                 let Some(held) = self.workers[w].held else { return Ok(()) };
+                let images = self.history.node(held.state).position.images;
+                if self.plan.poison.is_some_and(|poison| images >= poison) {
+                    return self.lose_generation(w, "the step fails");
+                }
                 self.workers[w].job = Job::Reduce;
                 self.say_to_ranks(w, Said::Step { state: held.state, flags })
             }
@@ -221,9 +242,9 @@ impl World {
                 if self.workers[w].assignment.as_ref().is_some_and(|assignment| assignment.rollback) {
                     return self.begin(w);
                 }
-                let version = self.workers[w].held.map(|held| {
-                    (StateVersion::new(held.line, self.history.node(held.state).position), held.state)
-                });
+                let version = self.workers[w]
+                    .held
+                    .map(|held| (StateVersion::new(held.line, self.history.node(held.state).position), held.state));
                 self.say_to_ranks(w, Said::Version(version))
             }
             Job::Versions => {
@@ -234,9 +255,11 @@ impl World {
                 let Some((_, state)) = versions[source as usize] else { return self.begin(w) };
                 let Some((mesh, rank)) = self.workers[w].mesh else { return Ok(()) };
                 self.meshes[mesh].held = versions.iter().flatten().map(|(_, state)| *state).collect();
-                let shared = !behind.is_empty();
-                if behind.contains(&(rank as u32)) {
-                    // it is being filled
+                let (shared, filled) = (!behind.is_empty(), behind.contains(&(rank as u32)));
+                // who is not filled goes on from what it has
+                let mine = self.workers[w].held.map_or(BEGINNING, |held| held.state);
+                let state = if filled || rank as u32 == source { state } else { mine };
+                if filled {
                     self.workers[w].held = None;
                 }
                 self.workers[w].job = Job::Word { line: latest.line, state, source, shared };
@@ -355,6 +378,11 @@ impl World {
             invariants::a_step_follows_the_one_before(generation, before.state, state, &self.history)?;
             self.history.head = state;
             self.gets_on();
+            if let (true, Some(asked)) = (self.healed && self.coordinator.alive, self.stop_asked) {
+                let patience = self.plan.policy.patience.as_millis() as Millis;
+                let since = self.now - asked.max(self.plan.healed);
+                invariants::a_stop_is_obeyed(since, patience * 5 + 5000)?;
+            }
         }
         self.workers[w].held = Some(Held { state, line: generation });
         let mut sum = [0.0f32; FLAGS];
@@ -482,6 +510,9 @@ impl World {
         if !matches!(self.workers[w].job, Job::Finish(..)) {
             self.report(w, Activity::Checkpoint, 0.0);
         }
+        // an upload is waited for whatever becomes of the generation
+        let stored = (self.now + self.plan.store * 2).max(self.store_hangs);
+        self.excuse(w, stored);
         loop {
             self.workers[w].job = Job::Finish(ending, stage);
             let storing = &self.workers[w].storing;

@@ -109,6 +109,11 @@ impl Worker {
         self.leaving.is_some()
     }
 
+    /// Whether the coordinator was away for longer than it waits.
+    pub(crate) fn is_orphan(&self) -> bool {
+        self.place.commands().orphaned
+    }
+
     pub(crate) fn describe(&self) -> String {
         format!("{} {:?} {:?} {:?} {:?}", self.id, self.job, self.link, self.place, self.mesh)
     }
@@ -245,6 +250,7 @@ impl World {
 
     /// A stream could not be opened, broke or fell silent. `closed`: by the coordinator.
     fn broken(&mut self, w: usize, stream: usize, closed: bool) -> Step {
+        let patience = Duration::from_millis(self.patience(w));
         let worker = &mut self.workers[w];
         if worker.stream() != Some(stream) {
             return Ok(());
@@ -253,7 +259,7 @@ impl World {
         worker.link = Link::Resting;
         worker.beating += 1;
         let limit = if worker.welcomed { self.plan.orphan_patience } else { PATIENCE };
-        let retry = worker.away.broken(alive, Duration::from_millis(limit), Duration::from_millis(self.now));
+        let retry = worker.away.broken(alive, patience, Duration::from_millis(limit), Duration::from_millis(self.now));
         if !closed {
             self.send_up(stream, Up::Fin);
         }
@@ -364,6 +370,11 @@ impl World {
                     self.workers[w].beating += 1;
                     let beating = self.workers[w].beating;
                     self.push(self.now, Item::Worker(w, Timer::Beat(beating)));
+                    // from now on the run's own patience holds
+                    if let Some(stream) = self.workers[w].stream() {
+                        let at = self.now + self.patience(w);
+                        self.push(at, Item::Worker(w, Timer::Silence(stream)));
+                    }
                     self.prepare(w);
                 }
                 return Ok(());
@@ -386,8 +397,13 @@ impl World {
             Down::Opened | Down::Fin => return Ok(()),
         };
         self.note_wish(w, &word);
+        let over = if let Word::Abort(generation) = word { Some(generation) } else { None };
         match self.workers[w].place.obey(word) {
-            Effect::Abort => self.mesh_fails(w),
+            Effect::Abort => {
+                let (id, present) = (&self.workers[w].id, self.generation(w));
+                invariants::only_the_present_generation_is_left(id, over.unwrap_or_default(), present)?;
+                self.mesh_fails(w)
+            }
             Effect::Leave { .. } => self.order(w, Order::Leave),
             Effect::Enter | Effect::Nothing => Ok(()),
         }

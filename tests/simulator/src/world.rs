@@ -18,6 +18,9 @@ use std::collections::{BTreeMap, BinaryHeap};
 use std::rc::Rc;
 use std::time::Duration;
 
+/// No schedule has so many.
+const EVENTS_MAX: u64 = 2_000_000;
+
 /// What came of one thing that happened.
 pub(crate) type Step = Result<(), Broken>;
 
@@ -44,6 +47,8 @@ pub(crate) enum Item {
     Strike(usize),
     /// Nothing goes wrong any more.
     Heal,
+    /// A call with the other ranks fails for a worker.
+    Trouble(usize),
     Operator(Command),
 }
 
@@ -114,6 +119,8 @@ pub(crate) struct World {
     /// When the run was last seen to get on.
     pub moved: Millis,
     pub healed: bool,
+    /// When the operator first asked for a stop.
+    pub stop_asked: Option<Millis>,
     pub story: Option<Vec<String>>,
     pub events: u64,
     queue: BinaryHeap<Reverse<Entry>>,
@@ -134,7 +141,7 @@ impl World {
     pub(crate) fn new(plan: Plan, tells: bool) -> Self {
         let mut world = Self {
             now: 0,
-            net: Chance::new(plan.seed ^ 0xA11_CE),
+            net: Chance::new(plan.seed ^ 0x000A_11CE),
             coordinator: Coordinator::new(&plan),
             workers: Vec::new(),
             streams: Vec::new(),
@@ -147,6 +154,7 @@ impl World {
             peers_cut: Vec::new(),
             moved: 0,
             healed: false,
+            stop_asked: None,
             story: tells.then(Vec::new),
             events: 0,
             queue: BinaryHeap::new(),
@@ -187,6 +195,7 @@ impl World {
             self.now = at;
             self.events += 1;
             self.handle(item)?;
+            invariants::every_run_ends(self.events > EVENTS_MAX, || "it goes round in circles".to_owned())?;
             if self.coordinator.is_over() {
                 let since = *over.get_or_insert(self.now.max(self.plan.healed));
                 if self.workers.iter().all(|worker| !worker.alive) {
@@ -219,6 +228,9 @@ impl World {
             Item::Exited(w, status) => self.child_exited(w, status),
             Item::Operator(command) => {
                 tell!(self, "operator: {command:?}");
+                if command == Command::Stop {
+                    self.stop_asked.get_or_insert(self.now);
+                }
                 self.feed(Event::Operator(command))
             }
             Item::Down(stream, _) if self.workers[self.streams[stream].worker].paused > 0 => {
@@ -237,6 +249,7 @@ impl World {
             Item::Resume(w) => self.resume(w),
             Item::ResumeCoordinator => self.resume_coordinator(),
             Item::Strike(index) => self.strike(self.plan.faults[index].1),
+            Item::Trouble(w) => self.trouble(w),
             Item::Heal => {
                 tell!(self, "nothing goes wrong from now on");
                 self.healed = true;
@@ -300,14 +313,7 @@ impl World {
         tell!(self, "fault: {fault:?}");
         match fault {
             Fault::Arrive => self.arrive(now),
-            Fault::PauseCoordinator(time) => {
-                self.coordinator.paused = until(time);
-                // what troubled a worker before is seen only afterwards
-                for worker in self.workers.iter_mut().filter(|worker| worker.excused > now) {
-                    worker.excused += until(time) - now;
-                }
-                self.push(until(time), Item::ResumeCoordinator);
-            }
+            Fault::PauseCoordinator(time) => self.pause_coordinator(until(time)),
             Fault::JumpAhead(time) => self.coordinator.skew += time as i64,
             Fault::JumpBack(time) => self.coordinator.skew -= time as i64,
             Fault::CrashCoordinator => self.crash_coordinator(),
@@ -329,6 +335,7 @@ impl World {
             | Fault::GivesUp(number, _)
             | Fault::Pause(number, _)
             | Fault::Hang(number, _)
+            | Fault::Trouble(number)
             | Fault::BreakStream(number)
             | Fault::CutUp(number, _)
             | Fault::CutDown(number, _)
@@ -345,6 +352,7 @@ impl World {
                         self.excuse(w, until(time));
                         self.push(until(time), Item::Worker(w, Timer::Unhang));
                     }
+                    Fault::Trouble(_) => return self.trouble(w),
                     Fault::BreakStream(_) => self.break_stream(w),
                     Fault::CutUp(_, time) => {
                         self.workers[w].cut_up = until(time);
@@ -366,6 +374,21 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    pub(crate) fn pause_coordinator(&mut self, until: Millis) {
+        let now = self.now;
+        self.coordinator.paused = self.coordinator.paused.max(until);
+        // what troubled a worker before is seen only afterwards
+        for worker in self.workers.iter_mut().filter(|worker| worker.excused > now) {
+            worker.excused += until.saturating_sub(now);
+        }
+        self.push(until, Item::ResumeCoordinator);
+    }
+
+    fn trouble(&mut self, w: usize) -> Step {
+        let worker = &self.workers[w];
+        if worker.paused > 0 || worker.mesh.is_none() { Ok(()) } else { self.mesh_fails(w) }
     }
 
     fn pause(&mut self, w: usize, until: Millis) {

@@ -40,8 +40,9 @@ fn schedules_are_of_many_kinds() {
         longest = longest.max(report.generations);
         ends.push(report.ended);
     }
-    assert!(generations > 800 && longest > 8, "{generations} generations, {longest} in one");
-    for kind in ["the run is complete", "stopped at", "still missing", "failures in a row", "killed at once", "Running"] {
+    assert!(generations > 500 && longest > 8, "{generations} generations, {longest} in one");
+    for kind in ["the run is complete", "stopped at", "still missing", "failures in a row", "killed at once", "Running"]
+    {
         assert!(ends.iter().any(|end| end.contains(kind)), "no schedule ends with \"{kind}\"");
     }
 }

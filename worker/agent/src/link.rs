@@ -104,7 +104,7 @@ impl Link {
             } else {
                 tracing::debug!("no connection to the coordinator: {why}");
             }
-            match away.broken(alive, self.limit(), began.elapsed()) {
+            match away.broken(alive, self.terms.patience, self.limit(), began.elapsed()) {
                 Retry::After(pause) => sleep(pause).await,
                 Retry::TooLong(waited) if self.welcomed => {
                     tracing::warn!("no coordinator for {:.1} s: this worker is on its own", waited.as_secs_f64());

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 const PAUSE_MIN: Duration = Duration::from_millis(50);
-const PAUSE_MAX: Duration = Duration::from_secs(2);
+/// A coordinator that was stopped waits for 2 s, or its patience, for those who gave up their streams meanwhile.
+const PAUSE_MAX: Duration = Duration::from_millis(500);
 /// How often progress is said at least, for a lively display; more often if the patience asks for it.
 const PROGRESS: Duration = Duration::from_millis(500);
 const BEAT_MIN: Duration = Duration::from_millis(10);
@@ -37,9 +38,9 @@ impl Away {
         Self { since: now, pause: PAUSE_MIN }
     }
 
-    /// A stream could not be opened, broke or fell silent at `now`. `alive`: the coordinator gave a sign of life on it. Who is
-    /// away for `limit` is not waited for any longer.
-    pub fn broken(&mut self, alive: bool, limit: Duration, now: Duration) -> Retry {
+    /// A stream could not be opened, broke or fell silent at `now`. `alive`: the coordinator gave a sign of life on it;
+    /// `patience` is its own. Who is away for `limit` is not waited for any longer.
+    pub fn broken(&mut self, alive: bool, patience: Duration, limit: Duration, now: Duration) -> Retry {
         if alive {
             *self = Self::new(now);
         }
@@ -49,7 +50,7 @@ impl Away {
         }
         // the last try comes when the patience ends, not after it
         let pause = self.pause.min(limit - away);
-        self.pause = (self.pause * 2).min(PAUSE_MAX).min(limit / 4);
+        self.pause = (self.pause * 2).min(PAUSE_MAX).min(patience / 4).min(limit / 4);
         Retry::After(pause)
     }
 }
@@ -64,7 +65,7 @@ mod tests {
     fn pauses_grow_and_the_last_try_comes_when_the_patience_ends() {
         let (mut away, mut now, mut tries) = (Away::new(SECOND), SECOND, Vec::new());
         let spent = loop {
-            match away.broken(false, 10 * SECOND, now) {
+            match away.broken(false, 8 * SECOND, 10 * SECOND, now) {
                 Retry::After(pause) => tries.push(pause),
                 Retry::TooLong(away) => break away,
             }
@@ -73,14 +74,18 @@ mod tests {
         assert_eq!(spent, 10 * SECOND);
         assert_eq!(tries[..3], [50, 100, 200].map(Duration::from_millis));
         assert!(tries.iter().all(|pause| *pause <= PAUSE_MAX));
+        // little patience, short pauses
+        let mut away = Away::new(Duration::ZERO);
+        away.broken(false, SECOND / 4, 10 * SECOND, Duration::ZERO);
+        assert_eq!(away.broken(false, SECOND / 4, 10 * SECOND, SECOND), Retry::After(SECOND / 16));
     }
 
     #[test]
     fn a_sign_of_life_begins_anew() {
         let mut away = Away::new(Duration::ZERO);
-        assert_eq!(away.broken(true, SECOND, 100 * SECOND), Retry::After(PAUSE_MIN));
-        assert_eq!(away.broken(false, SECOND, 101 * SECOND), Retry::TooLong(SECOND));
-        assert_eq!(away.broken(false, Duration::MAX, 200 * SECOND), Retry::After(2 * PAUSE_MIN));
+        assert_eq!(away.broken(true, SECOND, SECOND, 100 * SECOND), Retry::After(PAUSE_MIN));
+        assert_eq!(away.broken(false, SECOND, SECOND, 101 * SECOND), Retry::TooLong(SECOND));
+        assert_eq!(away.broken(false, SECOND, Duration::MAX, 200 * SECOND), Retry::After(2 * PAUSE_MIN));
     }
 
     #[test]

@@ -147,6 +147,42 @@ fn a_short_pause_of_the_coordinator_is_none_of_the_workers_however_little_patien
 }
 
 #[test]
+fn pauses_in_a_row_before_anybody_is_heard_are_none_of_the_workers_either() {
+    let mut run = Run::started(policy(3));
+    run.workers.iter_mut().for_each(|worker| worker.mute = true);
+    for _ in 0..5 {
+        run.stop_coordinator(10 * SECOND);
+        run.pass(10 * SECOND + SECOND / 20);
+    }
+    run.workers.iter_mut().for_each(|worker| worker.mute = false);
+    run.pass(SECOND);
+    assert_eq!((run.phase(), run.generation()), (Phase::Running, 1), "{:?}", run.cluster);
+}
+
+#[test]
+fn who_comes_back_from_a_line_that_was_left_starts_from_what_is_stored_since() {
+    let mut run = Run::new(Policy { local: 0, ..policy(1) });
+    let stale = run.arrive();
+    assert!(run.until(LONG, |run| run.trains_with(1)));
+    (run.workers[stale].paused, run.workers[stale].deaf) = (true, true);
+    run.disconnect(stale, PATIENCE * 3);
+    let other = run.arrive();
+    assert!(run.until(LONG, |run| run.generation() == 2 && run.trains_with(1)), "{:?}", run.cluster);
+    run.operator(coordinator_core::Command::Checkpoint);
+    run.pass(SECOND);
+    let stored = run.cluster.newest().cloned();
+    assert!(stored.is_some());
+    (run.workers[stale].paused, run.workers[stale].deaf) = (false, false);
+    assert!(run.until(LONG, |run| run.workers[stale].standing.ready), "{:?}", run.cluster);
+    run.pass(SECOND);
+    let mark = run.log.len();
+    run.kill(other);
+    assert!(run.until(LONG, |run| run.generation() == 3), "{:?}", run.cluster);
+    let (worker, assignment) = run.assignments(mark).remove(0);
+    assert_eq!((worker, assignment.rollback, assignment.resume), (run.id(stale), true, stored));
+}
+
+#[test]
 fn a_rank_for_which_the_others_wait_is_lost() {
     let mut run = Run::started(policy(3));
     run.pass(5 * SECOND); // a generation that is known
