@@ -277,7 +277,7 @@ impl<'a> Driver<'a> {
     fn beat(&mut self, session: SessionId) {
         let Some((worker, _)) = self.sessions.get(&session) else { return };
         let received = self.received.get(worker).copied().unwrap_or_default();
-        self.send(session, to_worker::Body::Beat(rpc::Beat { received }));
+        self.send(session, to_worker::Body::Beat(rpc::Beat { received, epoch: 0 }));
     }
 
     fn feed(&mut self, event: Event) {
@@ -305,10 +305,11 @@ impl<'a> Driver<'a> {
     /// Does what the core orders; what comes of it at once is an event.
     fn perform(&mut self, action: Action) -> Option<Event> {
         match action {
+            Action::Record(entry) => tracing::debug!("{entry:?}"),
             Action::Spawn { slot } => return Some(self.spawn(slot)),
             Action::Welcome { session, .. } => {
                 let config = self.plan.config.clone();
-                self.send(session, to_worker::Body::Welcome(rpc::Welcome { config }));
+                self.send(session, to_worker::Body::Welcome(rpc::Welcome { config, epoch: 0 }));
             }
             Action::Assign { worker, session, assignment } => return self.assign(&worker, session, &assignment),
             Action::Abort { session, generation, reason, .. } => {

@@ -5,6 +5,7 @@
 
 use crate::cluster::{Cluster, Ending, Formation, Stop};
 use crate::event::{Action, Assignment, SessionId, WorkerId};
+use crate::journal::Entry;
 use crate::reason::{Cause, Reason, Refusal, name};
 use crate::state::{Link, Loss, Member, OnLoss, Phase, Process};
 use crate::verdict::{Fate, fate, is_fatal};
@@ -164,7 +165,7 @@ impl Cluster {
         eligible.truncate(self.wanted.max(1) as usize);
         eligible.extend(self.hands_over(&eligible));
         let mut rollback = std::mem::take(&mut self.strikes.rollback);
-        let (over, mut latest) = (self.generation, self.generation);
+        let (over, mut latest) = (self.generation, self.generation.max(self.used));
         for member in self.members.values_mut() {
             let standing = &member.standing;
             latest = latest.max(standing.generation);
@@ -174,6 +175,7 @@ impl Cluster {
             (member.rank, member.out) = (None, false);
         }
         self.generation = Generation(latest.0 + 1);
+        self.used = self.generation;
         let mut peers = Vec::new();
         for (rank, worker) in (0..).zip(&eligible) {
             if let Some(member) = self.members.get_mut(worker) {
@@ -196,6 +198,7 @@ impl Cluster {
         }
         self.formation = Formation { peers, resume, rollback, progressed: now, moved: now, ..Formation::default() };
         self.phase = Phase::Running;
+        actions.push(Action::Record(self.formed(&eligible)));
         actions.push(Action::Report(Reason::Formed { generation: self.generation, world: self.world() }));
         for worker in &eligible {
             if let Some(session) = self.members.get(worker).and_then(Member::session) {
@@ -247,6 +250,9 @@ impl Cluster {
             return self.drain(Ending::Finished, now, actions);
         }
         let waited = now.saturating_sub(self.formation.over.unwrap_or(now));
+        if self.expects_members() {
+            return;
+        }
         if !self.all_are_out(waited, now, actions) {
             return;
         }
@@ -343,12 +349,13 @@ impl Cluster {
             return self.drain(Ending::Failure(reason), now, actions);
         }
         actions.push(Action::Report(reason.clone()));
-        self.want_stop(Some(reason), now);
+        self.want_stop(Some(reason), now, actions);
     }
 
     /// From now on the run is to end with a checkpoint, for which it gets as many attempts as for any step.
-    pub(crate) fn want_stop(&mut self, verdict: Option<Reason>, now: Duration) {
+    pub(crate) fn want_stop(&mut self, verdict: Option<Reason>, now: Duration, actions: &mut Vec<Action>) {
         if self.stop.is_none() {
+            actions.push(Action::Record(Entry::Stopping { verdict: verdict.clone() }));
             self.stop = Some(Stop { since: now, verdict });
             (self.strikes.count, self.strikes.rollback) = (0, false);
         }

@@ -3,6 +3,7 @@
 use crate::Order;
 use crate::error::AgentError;
 use crate::join::{self, Assignment, JoinInfo};
+use crate::lookup::{Search, Seat};
 use crate::session::{self, End};
 use crate::shared::{self, Shared};
 use common::config::resolved::RunConfig;
@@ -12,7 +13,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 use tonic::transport::Endpoint;
 
 const PAUSE_MIN: Duration = Duration::from_millis(50);
@@ -40,6 +41,9 @@ pub(crate) struct Link {
     /// The last generation in which this worker was given a place.
     assigned: Generation,
     orders: mpsc::Sender<Order>,
+    /// The highest number of a coordinator that was seen.
+    epoch: u64,
+    search: Search,
 }
 
 impl Link {
@@ -50,7 +54,8 @@ impl Link {
         orders: mpsc::Sender<Order>,
     ) -> Self {
         let (unconfirmed, assigned) = (VecDeque::new(), Generation(0));
-        Self { terms, shared, inbox, unconfirmed, last_sequence: 0, welcomed: false, assigned, orders }
+        let (epoch, search) = (0, Search::of_this_process());
+        Self { terms, shared, inbox, unconfirmed, last_sequence: 0, welcomed: false, assigned, orders, epoch, search }
     }
 
     /// Hands an order to the training thread, which hears it when it next waits for one.
@@ -65,6 +70,29 @@ impl Link {
             self.terms.patience = join::patience(&config);
             self.terms.orphan_patience = join::orphan_patience(&config);
             self.order(Order::Welcome(Box::new(config)));
+        }
+    }
+
+    /// Whether a coordinator of this number is to be obeyed.
+    pub(crate) fn heeds(&mut self, epoch: u64) -> bool {
+        let latest = epoch >= self.epoch;
+        self.epoch = self.epoch.max(epoch);
+        latest
+    }
+
+    /// Goes to where a coordinator was found, unless it is one that has been replaced. Says whether that is another place.
+    fn turn_to(&mut self, seat: &Seat) -> bool {
+        match join::endpoint(&seat.address) {
+            Ok(endpoint) if seat.epoch >= self.epoch && endpoint.uri() != self.terms.endpoint.uri() => {
+                tracing::info!("looking for coordinator {} of this run at {}", seat.epoch, seat.address);
+                self.terms.endpoint = endpoint;
+                true
+            }
+            Ok(_) => false,
+            Err(error) => {
+                tracing::debug!("coordinator {} is at no address: {error}", seat.epoch);
+                false
+            }
         }
     }
 
@@ -137,8 +165,13 @@ impl Link {
                 return self.order(Order::Orphaned);
             }
             // the last try comes when the patience ends, not after it
-            sleep(pause.min(self.limit().saturating_sub(away))).await;
-            pause = (pause * 2).min(PAUSE_MAX).min(self.limit() / 4);
+            let now = pause.min(self.limit().saturating_sub(away));
+            let shared = Arc::clone(&self.shared);
+            let found = self.search.pause(&shared.lookup, now, self.terms.patience / 2).await;
+            let elsewhere = found.is_some_and(|seat| self.turn_to(&seat));
+            // a coordinator that takes over waits a few patiences for its workers
+            let longest = PAUSE_MAX.min(self.limit() / 4).min(self.terms.patience / 4).max(PAUSE_MIN / 4);
+            pause = if elsewhere { PAUSE_MIN } else { (pause * 2).min(longest) };
         }
     }
 

@@ -1,5 +1,6 @@
 //! What the training thread and the background thread share: latest values in atomics, no lock on the way of a step.
 
+use crate::lookup::Lookup;
 use common::ids::{Generation, ImagesSeen};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -133,6 +134,8 @@ pub(crate) struct Shared {
     commands: AtomicU8,
     stop_reason: Mutex<String>,
     place: Mutex<Place>,
+    /// Where else a coordinator may be.
+    pub(crate) lookup: Lookup,
     /// Wakes the background thread, to say at once where the worker stands.
     pub(crate) changed: Notify,
 }

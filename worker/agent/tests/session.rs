@@ -100,7 +100,7 @@ fn welcome(patience: Duration, orphan_patience: Duration) -> to_worker::Body {
     let mut config: serde_json::Value = serde_json::from_str(include_str!("run.json")).unwrap();
     config["cluster"]["patience_s"] = patience.as_secs_f64().into();
     config["cluster"]["orphan_patience_s"] = orphan_patience.as_secs_f64().into();
-    to_worker::Body::Welcome(rpc::Welcome { config: config.to_string() })
+    to_worker::Body::Welcome(rpc::Welcome { config: config.to_string(), epoch: 0 })
 }
 
 fn assign(generation: u64) -> to_worker::Body {
@@ -235,7 +235,7 @@ fn a_broken_stream_is_mended_and_nothing_queued_is_lost() {
     assert_eq!(coordinator.hear_until(&mut stream, tick), "1");
     assert_eq!(coordinator.hear_until(&mut stream, tick), "2");
     // the first is confirmed, the second is not: it comes again
-    coordinator.say(&stream, to_worker::Body::Beat(rpc::Beat { received: 1 }));
+    coordinator.say(&stream, to_worker::Body::Beat(rpc::Beat { received: 1, epoch: 0 }));
     coordinator.say(&stream, to_worker::Body::Checkpoint(rpc::Checkpoint {}));
     wait_for("what was said before the checkpoint is read", || agent.commands().checkpoint_now);
     drop(stream);
