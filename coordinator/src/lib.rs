@@ -12,6 +12,9 @@
 //! | [`driver`] | the loop: one input, one step of the core, its actions performed |
 //! | [`server`], [`admission`] | the gRPC server, and who may speak to it |
 //! | [`supervisor`], [`lines`] | worker processes, and what they write |
+//! | [`journal`] | what a successor on this machine goes on from |
+//! | [`tenure`] | the run's lease in its store, against coordinators elsewhere |
+//! | [`takeover`] | finding a run at work whose coordinator is dead |
 //! | [`records`] | `metrics.jsonl` and `log.txt` |
 //! | [`view`], [`render`], [`display`] | what is shown: as data, as text, on which screen |
 //! | [`state`], [`operate`](mod@operate) | finding and asking the coordinator of a run on this machine |
@@ -26,6 +29,7 @@ pub mod config_cli;
 pub mod display;
 pub mod driver;
 pub mod failure;
+pub mod journal;
 pub mod launch;
 pub mod lines;
 pub mod machine;
@@ -41,4 +45,6 @@ pub mod server;
 pub mod signals;
 pub mod state;
 pub mod supervisor;
+pub mod takeover;
+pub mod tenure;
 pub mod view;

@@ -7,6 +7,7 @@ use crate::failure::Failure;
 use bytes::Bytes;
 use common::ids::ImagesSeen;
 use common::metrics::Event;
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -20,6 +21,8 @@ const METRICS: &str = "metrics.jsonl";
 const LOG: &str = "log.txt";
 /// Largest file of an earlier part of the run that is taken over.
 const EARLIER_BYTES_MAX: u64 = 256 << 20;
+/// Lines of another coordinator that may be said again: as many as a worker keeps.
+const EARLIER_LINES: usize = 1024;
 /// Least time between two copies into the store; a second more for each MB, so that big files do not keep a link busy.
 const PAUSE: Duration = Duration::from_secs(10);
 /// Time for the last copy.
@@ -32,6 +35,8 @@ pub struct Records {
     log: BufWriter<File>,
     /// Whether a write failed already: it is told once.
     failed: bool,
+    /// What another coordinator has recorded: workers that did not hear so say it again.
+    earlier: BTreeSet<String>,
     wake: mpsc::Sender<()>,
     copier: JoinHandle<()>,
 }
@@ -48,6 +53,34 @@ impl Records {
             metrics = kept(&String::from_utf8_lossy(&earlier(&run, METRICS).await?), resume);
             log = earlier(&run, LOG).await?;
         }
+        Self::begin(folder, run, &metrics, &log)
+    }
+
+    /// Goes on with the records of a run that is taken over: with those in the local folder if another coordinator of this
+    /// machine has left them (`here`), else with their last copies in the store.
+    ///
+    /// # Errors
+    /// The store cannot be read where it has to be, or the local folder not written.
+    pub async fn take_over(folder: &Path, run: Run, here: bool) -> Result<Self, Failure> {
+        let local = |name: &str| std::fs::read(folder.join(name)).ok().filter(|_| here).map(Bytes::from);
+        let metrics = match local(METRICS) {
+            Some(metrics) => metrics,
+            None => earlier(&run, METRICS).await?,
+        };
+        let mut log = match local(LOG) {
+            Some(log) => log.to_vec(),
+            None => earlier(&run, LOG).await?.to_vec(),
+        };
+        if log.last().is_some_and(|byte| *byte != b'\n') {
+            log.push(b'\n');
+        }
+        let metrics = kept(&String::from_utf8_lossy(&metrics), ImagesSeen(u64::MAX));
+        let mut records = Self::begin(folder, run, &metrics, &log)?;
+        records.earlier = metrics.lines().rev().take(EARLIER_LINES).map(str::to_owned).collect();
+        Ok(records)
+    }
+
+    fn begin(folder: &Path, run: Run, metrics: &str, log: &[u8]) -> Result<Self, Failure> {
         let create = |name: &str, earlier: &[u8]| {
             let path = folder.join(name);
             let begin = || -> std::io::Result<BufWriter<File>> {
@@ -58,10 +91,10 @@ impl Records {
             };
             begin().map_err(|error| Failure::new(common::exit::Exit::Config, format!("{}: {error}", path.display())))
         };
-        let (metrics, log) = (create(METRICS, metrics.as_bytes())?, create(LOG, &log)?);
+        let (metrics, log) = (create(METRICS, metrics.as_bytes())?, create(LOG, log)?);
         let (wake, wakes) = mpsc::channel(1);
         let copier = tokio::spawn(copy_now_and_then(folder.to_owned(), run, wakes));
-        Ok(Self { metrics, log, failed: false, wake, copier })
+        Ok(Self { metrics, log, failed: false, earlier: BTreeSet::new(), wake, copier })
     }
 
     /// Appends an event, and has the files copied soon.
@@ -72,6 +105,12 @@ impl Records {
         self.told_once(METRICS, written);
         // a wake that waits already will do
         let _ = self.wake.try_send(());
+    }
+
+    /// Whether another coordinator has recorded this already.
+    #[must_use]
+    pub fn has(&self, event: &Event) -> bool {
+        !self.earlier.is_empty() && serde_json::to_string(event).is_ok_and(|line| self.earlier.contains(&line))
     }
 
     /// Appends a line of `source` to the log.
