@@ -41,6 +41,8 @@ const LAST_WORDS: Duration = Duration::from_millis(100);
 
 /// After the end, for giving the run back in its store.
 const LAST_PULSE: Duration = Duration::from_secs(20);
+/// The same after a second interrupt.
+const LAST_PULSE_IN_A_HURRY: Duration = Duration::from_secs(1);
 
 /// What is to be driven.
 #[derive(Clone, Debug)]
@@ -507,7 +509,7 @@ impl<'a> Driver<'a> {
         let complete = matches!(outcome.reason, Reason::Complete { .. });
         let advice = (!complete && outcome.newest.is_some()).then(|| self.plan.resume_with.clone());
         self.show(News::Ended { outcome: outcome.clone(), last_lines, advice });
-        let time = if outcome.exit == Exit::Interrupted { LAST_WORDS } else { LAST_PULSE };
+        let time = if outcome.exit == Exit::Interrupted { LAST_PULSE_IN_A_HURRY } else { LAST_PULSE };
         if timeout(time, self.keep.tenure.end()).await.is_err() {
             tracing::warn!("the store was not told that this run has no coordinator any more");
         }
@@ -549,4 +551,33 @@ pub fn tell(records: &mut Records, display: &mut Display, news: &News) {
 
 fn cut(text: &str, characters_max: usize) -> String {
     crate::lines::printable(text).chars().take(characters_max).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use common::ids::Rank;
+
+    #[test]
+    fn a_secret_is_the_same_for_all_who_know_the_token_and_new_in_each_generation() {
+        let assignment = |generation, rank, peers: &[&str]| Assignment {
+            generation: Generation(generation),
+            rank: Rank(rank),
+            peers: peers.iter().map(|peer| (*peer).to_owned()).collect(),
+            resume: None,
+            rollback: false,
+        };
+        let token = Token::from_text("token");
+        let of = |token: &Token, url: &str, assignment: &Assignment| secret(token, url, assignment);
+        let one = of(&token, "u", &assignment(1, 0, &["a", "b"]));
+        assert_eq!(one, of(&token, "u", &assignment(1, 1, &["a", "b"])));
+        for other in [
+            of(&Token::from_text("other"), "u", &assignment(1, 0, &["a", "b"])),
+            of(&token, "v", &assignment(1, 0, &["a", "b"])),
+            of(&token, "u", &assignment(2, 0, &["a", "b"])),
+            of(&token, "u", &assignment(1, 0, &["ab"])),
+        ] {
+            assert_ne!(one, other);
+        }
+    }
 }

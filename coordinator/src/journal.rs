@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -170,7 +170,7 @@ fn line(value: &impl Serialize) -> Vec<u8> {
 }
 
 /// Does the work of one journal until it is dropped. A disk may take its time; the run does not.
-fn write_all(path: &PathBuf, works: &mpsc::Receiver<(Work, Answer)>) {
+fn write_all(path: &Path, works: &mpsc::Receiver<(Work, Answer)>) {
     let mut file = None;
     for (work, answer) in works {
         let done = match work {

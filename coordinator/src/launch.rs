@@ -7,28 +7,30 @@ use crate::admission::{Token, hex, random_bytes};
 use crate::display::{Display, Style};
 use crate::driver::{Drive, Driver, Keep, Plan, tell};
 use crate::failure::Failure;
+use crate::follow::take_over;
 use crate::journal::{Header, Journal};
-use crate::origin::{self, Origin, Overrides, Resume, Target};
+use crate::origin::{self, Origin, Overrides, Resume};
+use crate::outputs;
 use crate::prepare::{Prepared, prepare};
 use crate::records::Records;
 use crate::render::News;
 use crate::state::{self, Held};
-use crate::supervisor::{self, Recipe, Supervisor};
-use crate::takeover::{self, Found, Predecessor};
+use crate::supervisor::{Recipe, Supervisor};
+use crate::takeover::{self, Found};
 use crate::tenure::{self, Tenure};
 use crate::view::Facts;
 use crate::{machine, server, signals};
 use common::config::resolved::RunConfig;
 use common::exit::Exit;
 use common::ids::{Generation, ImagesSeen};
-use coordinator_core::{Entry, Memory, OnLoss, Outcome, Policy, Reason, Stored, WorkerId};
+use coordinator_core::{Entry, Memory, OnLoss, Outcome, Policy, Reason, WorkerId};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use storage::{Content, Patience, Run};
+use storage::{Content, Lease, Patience, Run};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 /// Version that a worker must have.
 pub const BUILD: &str = env!("CARGO_PKG_VERSION");
@@ -42,14 +44,12 @@ const TOKEN_LENGTH: usize = 32;
 /// Most workers where the experiment does not say: each pair of ranks holds two connections.
 const WORKERS_MAX: u32 = 256;
 /// Longest time between two signs of life of the coordinator.
-const BEAT_MAX: Duration = Duration::from_secs(1);
+pub(crate) const BEAT_MAX: Duration = Duration::from_secs(1);
 /// After a kill, time for the last copy of log and metrics.
 const HURRY: Duration = Duration::from_secs(1);
 /// Longest patience that is taken at its word; more would overflow a clock.
 const PATIENCE_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// For what a takeover would like to know of the store.
-const STORE: Duration = Duration::from_secs(10);
 /// For one request about who holds the run: a pulse that comes late is as good as none.
 const CONTROL: Patience = Patience {
     budget: Duration::from_secs(20),
@@ -171,11 +171,11 @@ async fn begin_at(begin: Begin, options: &Options, display: &mut Display) -> Res
 }
 
 /// What every beginning needs.
-struct Stage<'a> {
-    worker: &'a Path,
-    options: &'a Options,
-    display: &'a mut Display,
-    interrupts: &'a mut mpsc::Receiver<()>,
+pub(crate) struct Stage<'a> {
+    pub worker: &'a Path,
+    pub options: &'a Options,
+    pub display: &'a mut Display,
+    pub interrupts: &'a mut mpsc::Receiver<()>,
 }
 
 /// A run that begins, or goes on from a checkpoint.
@@ -205,7 +205,7 @@ async fn begin_anew(
     }
     // nobody needs what a dead coordinator has left
     held.keep(false);
-    supervisor::clean(held.folder());
+    outputs::clean(held.folder());
     if origin::is_complete(&origin) {
         let outcome = outcome(&origin, Reason::Complete { images: resume_images(&origin).unwrap_or_default() });
         stage.display.show(&News::Ended { outcome, last_lines: Vec::new(), advice: None });
@@ -216,8 +216,28 @@ async fn begin_anew(
     close(records, ended, stage).await
 }
 
+/// How the work on a run ended here.
+pub(crate) enum End {
+    /// It is over.
+    Exit(Exit),
+    /// Another coordinator goes on with it.
+    Replaced(Lease),
+}
+
 /// Ends the records of a run.
-async fn close(mut records: Records, ended: Result<Exit, Failure>, stage: &mut Stage<'_>) -> Result<Exit, Failure> {
+pub(crate) async fn close(
+    mut records: Records,
+    ended: Result<End, Failure>,
+    stage: &mut Stage<'_>,
+) -> Result<Exit, Failure> {
+    let ended = match ended {
+        Ok(End::Replaced(lease)) => {
+            records.abandon();
+            return Err(tenure::replaced(&lease));
+        }
+        Ok(End::Exit(exit)) => Ok(exit),
+        Err(failure) => Err(failure),
+    };
     if let Err(failure) = &ended {
         records.log("c", &failure.message);
     }
@@ -237,11 +257,11 @@ async fn begin_and_drive(
     held: &mut Held,
     records: &mut Records,
     stage: &mut Stage<'_>,
-) -> Result<Exit, Failure> {
+) -> Result<End, Failure> {
     let (options, worker) = (stage.options, stage.worker);
     let config = to_json(&origin.config)?;
     let Some(prepared) = prepare(worker, &config, records, stage.display, stage.interrupts).await? else {
-        return Ok(withdrawn(stage.display, Some(origin)));
+        return Ok(End::Exit(withdrawn(stage.display, Some(origin))));
     };
     same_images(origin, &prepared)?;
     let config_files =
@@ -294,111 +314,13 @@ async fn begin_and_drive(
     drive(plan, Keep { journal, tenure }, listener, held, records, stage).await
 }
 
-/// A run that is at work, and whose coordinator is dead.
-async fn take_over(
-    predecessor: &Predecessor,
-    found: &Found,
-    target: &Target,
-    held: &mut Held,
-    stage: &mut Stage<'_>,
-    attaches: bool,
-) -> Result<Exit, Failure> {
-    let Predecessor { config, token, local: was_local, .. } = predecessor;
-    let (options, run) = (stage.options, &target.run);
-    let unreadable = |error| Failure::new(Exit::Internal, format!("the configuration of {}: {error}", run.url()));
-    let resolved: RunConfig = serde_json::from_str(config).map_err(unreadable)?;
-    if !options.overrides.set.is_empty() {
-        let text = "--set is left out: the run goes on as its workers know it. To change it, stop it and resume";
-        stage.display.show(&News::Note(text.into()));
-    }
-    let memory = remembered(predecessor, run, options, stage.display).await;
-    let workers = predecessor.workers.max(1);
-    let local = options.local.or(*was_local).unwrap_or(if attaches { 0 } else { workers }).min(workers);
-    let policy = policy(&resolved, (workers, local), options);
-    let leased = !found.blind && matches!(timeout(STORE, run.probe()).await, Ok(Ok(f)) if f.create_only_honoured);
-    if !leased {
-        let text =
-            "no lease in the store: a second coordinator on another machine would not be noticed. Start only one";
-        stage.display.show(&News::Note(text.into()));
-    }
-
-    let deaf = |error| Failure::new(Exit::Network, format!("cannot listen on {}: {error}", options.listen));
-    let listener = listen(options.listen, predecessor.address).await.map_err(deaf)?;
-    let address = listener.local_addr().map_err(deaf)?;
-    let (tenure, epoch, nonce) = hold(run, leased, found.epoch, address, policy.patience).await?;
-    let mut records = Records::take_over(held.folder(), run.clone(), was_local.is_some()).await?;
-    let (generation, world) = (memory.at_work().0, memory.members().len() as u32);
-    let header = Header::new(&run.url(), (epoch, &nonce), (workers, local), config);
-    let newest = memory.newest.clone();
-    let journal = Journal::begin(held.folder(), header, memory);
-    let (name, url) = (run.name().to_owned(), run.url());
-    let news = News::TakenOver { run: name, url, epoch, generation, workers: world, address: address.to_string() };
-    tell(&mut records, stage.display, &news);
-    if let Err(failure) = held.announce(&address.to_string(), &run.url(), epoch, token) {
-        let text = format!("`coordinator status` and its kin will not find this coordinator: {}", failure.message);
-        tell(&mut records, stage.display, &News::Alarm(text));
-    }
-    let plan = Plan {
-        facts: facts(run, &policy, epoch, true),
-        config: config.clone(),
-        beat: (policy.patience / 4).min(BEAT_MAX),
-        policy,
-        generation: found.generation,
-        resume: newest,
-        recipe: recipe(stage.worker, address, token, &held.control_file(), machine::gpus(), &fresh_name()?),
-        resume_with: resume_command(run),
-        token: token.clone(),
-    };
-    let ended = drive(plan, Keep { journal, tenure }, listener, held, &mut records, stage).await;
-    close(records, ended, stage).await
-}
-
-/// What the predecessor knew, with what the store and the command line say beyond that.
-async fn remembered(predecessor: &Predecessor, run: &Run, options: &Options, display: &mut Display) -> Memory {
-    let mut memory = predecessor.memory.clone();
-    let stored = async {
-        let generation = run.next_generation().await?;
-        Ok::<_, storage::StorageError>((generation, run.newest_good(false).await?.manifest))
-    };
-    match timeout(STORE, stored).await {
-        Ok(Ok((generation, newest))) => {
-            let newest = newest.map(|manifest| {
-                let key = manifest.key();
-                Stored { images: key.images, manifest: key.to_string() }
-            });
-            memory.add(&Entry::Begun { generation, went_back: Generation(0), newest });
-        }
-        Ok(Err(error)) => display.show(&News::Note(format!("the store was not asked for checkpoints: {error}"))),
-        Err(_) => display.show(&News::Note("the store does not answer; the run goes on without it".into())),
-    }
-    let wanted = memory.wanted.unwrap_or(predecessor.workers);
-    if let Some(workers) = options.overrides.workers.filter(|workers| *workers != wanted) {
-        memory.add(&Entry::Wanted(workers));
-    }
-    memory
-}
-
-/// Listens where it is asked to, and if that is left open where the coordinator before did: workers look there first.
-async fn listen(asked: SocketAddr, before: Option<SocketAddr>) -> std::io::Result<TcpListener> {
-    let Some(before) = before.filter(|_| asked == SocketAddr::from(([127, 0, 0, 1], 0))) else {
-        return TcpListener::bind(asked).await;
-    };
-    match TcpListener::bind(before).await {
-        Ok(listener) => Ok(listener),
-        Err(error) => {
-            tracing::info!("{before} is taken ({error}): listening on another port");
-            TcpListener::bind(SocketAddr::new(before.ip(), 0)).await
-        }
-    }
-}
-
 /// The same run, asked with little patience.
 fn control(run: &Run) -> Result<Run, Failure> {
     Ok(run.store().clone().with_patience(CONTROL).run(run.name())?)
 }
 
 /// Takes the run's lease, where the store can keep one.
-async fn hold(
+pub(crate) async fn hold(
     run: &Run,
     leased: bool,
     last: u64,
@@ -415,25 +337,25 @@ async fn hold(
 }
 
 /// Drives a run to its end, or until another coordinator takes it over.
-async fn drive(
+pub(crate) async fn drive(
     plan: Plan,
     keep: Keep,
     listener: TcpListener,
     held: &mut Held,
     records: &mut Records,
     stage: &mut Stage<'_>,
-) -> Result<Exit, Failure> {
+) -> Result<End, Failure> {
     let (inputs, receiver) = mpsc::channel(1024);
     let serving = tokio::spawn(server::serve(listener, plan.token.clone(), BUILD, inputs));
     let (supervisor, children) = Supervisor::new(held.folder());
     let driver = Driver::new(plan, keep, supervisor, records, stage.display);
     let driven = driver.run(receiver, children, stage.interrupts).await;
     serving.abort();
-    // whoever was at work here is gone, or another's
-    held.keep(false);
+    // workers that are another's from now on still write into files there
+    held.keep(matches!(driven, Ok(Drive::Replaced(_))));
     match driven {
-        Ok(Drive::Over(outcome)) => Ok(outcome.exit),
-        Ok(Drive::Replaced(lease)) => Err(tenure::replaced(&lease)),
+        Ok(Drive::Over(outcome)) => Ok(End::Exit(outcome.exit)),
+        Ok(Drive::Replaced(lease)) => Ok(End::Replaced(lease)),
         Err(error) => {
             let message = format!("the worker {} cannot be started: {error}", stage.worker.display());
             Err(Failure::new(Exit::Internal, message))
@@ -441,7 +363,7 @@ async fn drive(
     }
 }
 
-fn policy(config: &RunConfig, (workers, local): (u32, u32), options: &Options) -> Policy {
+pub(crate) fn policy(config: &RunConfig, (workers, local): (u32, u32), options: &Options) -> Policy {
     let cluster = &config.cluster;
     Policy {
         workers,
@@ -460,12 +382,12 @@ fn policy(config: &RunConfig, (workers, local): (u32, u32), options: &Options) -
     }
 }
 
-fn facts(run: &Run, policy: &Policy, epoch: u64, taken_over: bool) -> Facts {
+pub(crate) fn facts(run: &Run, policy: &Policy, epoch: u64, taken_over: bool) -> Facts {
     Facts { run: run.name().to_owned(), url: run.url(), total_images: policy.total.0, epoch, taken_over }
 }
 
 /// What all workers that this coordinator starts have in their names.
-fn fresh_name() -> Result<String, Failure> {
+pub(crate) fn fresh_name() -> Result<String, Failure> {
     Ok(hex(&random_bytes().map_err(no_randomness)?[..2]))
 }
 
@@ -501,7 +423,14 @@ fn no_randomness(error: std::io::Error) -> Failure {
 }
 
 /// How workers of this run are started on this machine.
-fn recipe(worker: &Path, address: SocketAddr, token: &Token, control: &Path, gpus: Vec<u32>, nonce: &str) -> Recipe {
+pub(crate) fn recipe(
+    worker: &Path,
+    address: SocketAddr,
+    token: &Token,
+    control: &Path,
+    gpus: Vec<u32>,
+    nonce: &str,
+) -> Recipe {
     Recipe {
         worker: WorkerId(format!("{nonce}-")),
         gpus,
@@ -549,7 +478,7 @@ fn resume_images(origin: &Origin) -> Option<ImagesSeen> {
     origin.resume.as_ref().map(|stored| stored.images)
 }
 
-fn resume_command(run: &Run) -> String {
+pub(crate) fn resume_command(run: &Run) -> String {
     format!("coordinator resume {}", run.url())
 }
 

@@ -127,6 +127,11 @@ impl Records {
         }
     }
 
+    /// Lets go of the files: their copies in the store are another coordinator's from now on.
+    pub fn abandon(self) {
+        self.copier.abort();
+    }
+
     /// Copies the files a last time.
     pub async fn finish(mut self) {
         let written = self.metrics.flush().and_then(|()| self.log.flush());
@@ -257,5 +262,35 @@ mod tests {
             .collect();
         assert_eq!(images, [10, 20]);
         assert_eq!(stored(&run, LOG).await, "[c] begun\n[0] resumed\n");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn records_that_are_taken_over_go_on_and_count_nothing_twice() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = run("taken-over");
+        let mut first = Records::open(folder.path(), run.clone(), None).await.unwrap();
+        first.log("c", "begun");
+        first.metric(&tick(10));
+        first.finish().await;
+        // what the store has not heard of any more, and a line that was cut short
+        let path = folder.path().join(METRICS);
+        let line = serde_json::to_string(&tick(20)).unwrap();
+        let local = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, format!("{local}{line}\n{{\"kind\"")).unwrap();
+
+        let mut second = Records::take_over(folder.path(), run.clone(), true).await.unwrap();
+        assert!(second.has(&tick(10)) && second.has(&tick(20)) && !second.has(&tick(30)));
+        second.log("c", "taken over");
+        second.metric(&tick(30));
+        second.finish().await;
+        assert_eq!(stored(&run, METRICS).await.lines().count(), 3);
+        assert_eq!(stored(&run, LOG).await, "[c] begun\n[c] taken over\n");
+
+        // on another machine there is only the store
+        let elsewhere = tempfile::tempdir().unwrap();
+        let third = Records::take_over(elsewhere.path(), run.clone(), false).await.unwrap();
+        assert!(third.has(&tick(30)));
+        third.abandon();
+        assert_eq!(stored(&run, METRICS).await.lines().count(), 3);
     }
 }

@@ -5,8 +5,7 @@
 
 use crate::admission::Token;
 use crate::failure::Failure;
-use crate::journal::JOURNAL;
-use crate::supervisor;
+use crate::outputs;
 use common::exit::Exit;
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions, TryLockError};
@@ -140,11 +139,11 @@ impl Drop for Held {
         if self.keep {
             return;
         }
-        // stale files do no harm: the lock tells
-        for name in [CONTROL, TOKEN, JOURNAL] {
+        // stale files do no harm: the lock tells; the journal says that the run is over
+        for name in [CONTROL, TOKEN] {
             let _ = std::fs::remove_file(self.folder.join(name));
         }
-        supervisor::clean(&self.folder);
+        outputs::clean(&self.folder);
     }
 }
 

@@ -315,3 +315,57 @@ pub fn replaced(lease: &Lease) -> Failure {
     );
     Failure::new(Exit::Network, message)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::display::Style;
+    use common::config::resolved::S3;
+    use coordinator_core::Entry;
+
+    const PULSE: Duration = Duration::from_secs(1);
+
+    fn run(name: &str) -> Run {
+        storage::Store::open(&format!("memory://{name}"), &S3::default()).unwrap().run("toy").unwrap()
+    }
+
+    async fn ask(run: &Run, ours: Option<(u64, &str)>) -> Result<Holder, Failure> {
+        holder(run, ours, None, Exit::Config, &mut Display::new(Style::Json)).await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_run_has_one_holder_until_that_is_silent_or_gives_it_back() {
+        let run = run("holder");
+        assert_eq!(ask(&run, None).await.unwrap(), Holder::Nobody(0));
+        let lease = take(&run, 0, "10.0.0.1:4000", PULSE).await.unwrap();
+        let faster = take(&run, 0, "10.0.0.2:4000", PULSE).await.unwrap_err();
+        assert_eq!(faster.exit, Exit::Network);
+        let tenure = Tenure::keep(run.clone(), lease.clone());
+        let bequest = Bequest { workers: 3, entries: vec![Entry::Wanted(2)] };
+        tenure.bequeath(bequest.clone());
+        let refused = ask(&run, None).await.unwrap_err();
+        assert!(refused.message.contains("is at work on") && refused.exit == Exit::Config, "{}", refused.message);
+        // its own machine knows that it is dead
+        assert_eq!(ask(&run, Some((1, &lease.nonce))).await.unwrap(), Holder::Ours(1));
+        // it dies
+        drop(tenure);
+        assert_eq!(ask(&run, None).await.unwrap(), Holder::Dead(Box::new(lease), bequest));
+        let second = Tenure::keep(run.clone(), take(&run, 1, "10.0.0.2:4000", PULSE).await.unwrap());
+        second.end().await;
+        assert_eq!(ask(&run, None).await.unwrap(), Holder::Nobody(2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_replaced_learns_it_by_itself_and_on_asking() {
+        let run = run("replaced");
+        let lease = take(&run, 0, "10.0.0.1:4000", PULSE).await.unwrap();
+        let mut first = Tenure::keep(run.clone(), lease.clone());
+        assert_eq!(first.look().await, None);
+        let second = take(&run, 1, "10.0.0.2:4000", PULSE).await.unwrap();
+        assert_eq!(first.look().await, Some(second.clone()));
+        assert_eq!(first.replaced().await, second);
+        let mut third = Tenure::keep(run, lease);
+        assert_eq!(timeout(PULSE * 3, third.replaced()).await.unwrap(), second);
+        assert!(timeout(PULSE * 100, Tenure::none().replaced()).await.is_err(), "without a lease nobody knows");
+    }
+}

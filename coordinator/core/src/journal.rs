@@ -179,7 +179,7 @@ impl Memory {
     /// generation that it spoke of.
     #[must_use]
     pub fn taken_over(mut self) -> Self {
-        self.generation.0 += 1;
+        self.generation.0 += u64::from(self.over.is_none());
         self
     }
 

@@ -295,6 +295,10 @@ impl Cluster {
                 // whoever is left stores the state, however few they are
                 return self.form(holders, now, actions);
             }
+            // the last ones went without a word that was heard; what they held is safe all the same
+            if holders.is_empty() && self.newest.as_ref().is_some_and(|newest| newest.images >= self.images) {
+                return self.drain(Ending::Finished, now, actions);
+            }
             let reason = stop.verdict.clone().unwrap_or_else(|| match self.losses.back() {
                 _ if failures >= most => Reason::CrashLoop { failures, images: self.images, last },
                 Some(Loss { worker, rank, cause, .. }) => {

@@ -105,10 +105,10 @@ fn a_killed_coordinator_costs_no_step_and_no_worker() {
     {
         assert_eq!(log.matches(line).count(), 1, "{line} in {log}");
     }
-    // nothing is left but the lock and what was recorded
+    // nothing else is left
     let left: Vec<String> = (std::fs::read_dir(machine.path("state/ganfleet/toy")).unwrap())
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .filter(|name| !["lock", "metrics.jsonl", "log.txt"].contains(&name.as_str()))
+        .filter(|name| !["journal.jsonl", "lock", "metrics.jsonl", "log.txt"].contains(&name.as_str()))
         .collect();
     assert!(left.is_empty(), "{left:?}");
 }
@@ -180,7 +180,8 @@ fn while_one_coordinator_lives_there_is_no_second() {
     run.wait_for("taken_over");
     assert_eq!(run.has_both(), workers);
     run.stops();
-    refused(&machine.ask(&["attach", "toy"]), 8, "no coordinator of this machine has left");
+    refused(&machine.ask(&["attach", "toy"]), 8, "nobody is at work");
+    refused(&machine.ask(&["attach", "nothing"]), 8, "no coordinator of this machine has left");
     refused(&machine.ask(&["attach", &url]), 8, &format!("coordinator resume {url}"));
 }
 
