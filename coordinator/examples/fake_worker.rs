@@ -4,7 +4,7 @@
 //! `FAKE_DO=crash|panic|vanish|diverge|deaf|alien` with `FAKE_RANK` (the rank that does it) and `FAKE_AT` (images);
 //! `FAKE_PREPARE=fail`. It trains nothing: every 2 ms are 4 images.
 
-use agent::{Activity, Agent, Assignment, JoinInfo, Next, Notice, Progress, Stored};
+use agent::{Activity, Agent, Assignment, JoinInfo, Next, Notice, Progress, Seat, Stored};
 use collective::{Collective, CollectiveError, Listener, Membership, Mesh, Solo};
 use common::checkpoint::{Dataset, FORMAT, Manifest, TrainerCursor};
 use common::config::resolved::RunConfig;
@@ -96,6 +96,11 @@ fn join(address: &str) -> ExitCode {
         Err(error) => return failed(error),
     };
     heed_sigterm(agent.notice(), misdeed.what == "deaf");
+    let run = run_of(&config);
+    agent.look_up(move || {
+        let lease = now(run.lease()).ok()??;
+        Some(Seat { epoch: lease.epoch, address: lease.address })
+    });
     let mut worker = Fake { agent: &agent, config, misdeed, listener, state: None };
     let mut trouble = String::new();
     loop {
@@ -244,14 +249,20 @@ impl Fake<'_> {
             environment: Default::default(),
             parts: Vec::new(),
         };
-        let store = storage::Store::open(&config.checkpoint.url, &config.checkpoint.s3).expect("a store");
-        let run = store.run(&config.name).expect("a run");
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        let committed = runtime.block_on(run.commit(&manifest)).expect("a commit");
+        let committed = now(run_of(config).commit(&manifest)).expect("a commit");
         let manifest = committed.key.to_string();
         let (generation, images) = (assignment.generation, ImagesSeen(images));
         self.agent.stored(Stored { generation, images, manifest, bytes: 0, stall_seconds: 0.0, seconds: 0.0 });
     }
+}
+
+fn run_of(config: &RunConfig) -> storage::Run {
+    let store = storage::Store::open(&config.checkpoint.url, &config.checkpoint.s3).expect("a store");
+    store.run(&config.name).expect("a run")
+}
+
+fn now<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(work)
 }
 
 fn tick_json(images: u64, total_images: u64) -> String {

@@ -66,6 +66,14 @@ pub enum Command {
         #[command(flatten)]
         how: How,
     },
+    /// Take over a run whose coordinator is dead and whose workers are at work
+    Attach {
+        /// Name of the run, if its coordinator was on this machine; else its URL, and its token in GANFLEET_TOKEN
+        run: String,
+        /// How to run it.
+        #[command(flatten)]
+        how: How,
+    },
     /// Show where a run on this machine stands
     Status(Target),
     /// Have a run on this machine write a checkpoint and end
@@ -177,6 +185,7 @@ pub async fn run(command: Command) -> Result<Exit, Failure> {
             launch(Begin::Experiment { file: experiment, resume }, &how.into()).await
         }
         Command::Resume { url, how } => launch(Begin::Checkpoint { url }, &how.into()).await,
+        Command::Attach { run, how } => launch(Begin::Attach { run }, &how.into()).await,
         Command::Status(target) => ask(&target, Question::Status(rpc::StatusQuestion {})).await,
         Command::Stop(target) => ask(&target, Question::Stop(rpc::Stop::default())).await,
         Command::Scale { target, workers } => ask(&target, Question::Scale(rpc::Scale { workers })).await,
@@ -214,6 +223,8 @@ mod tests {
         for line in [
             "coordinator launch a.toml --set train.total_kimg=1 --set seed=2 --workers 2 --resume auto --plain",
             "coordinator resume s3://bucket/run --json --listen 0.0.0.0:4000 --insecure",
+            "coordinator attach toy --plain",
+            "coordinator attach s3://bucket/run --local 1",
             "coordinator status toy --json",
             "coordinator stop toy --log-format json",
             "coordinator checkpoint toy",

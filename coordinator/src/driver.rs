@@ -3,28 +3,32 @@
 //! Decisions are `coordinator_core`'s. What is here is translation: messages into events, actions into messages and signals,
 //! both into news for the operator. Nothing here waits for a worker, a disk or a store while an input is due.
 
-use crate::admission::random_bytes;
+use crate::admission::Token;
 use crate::chaos::Chaos;
 use crate::display::Display;
+use crate::journal::Journal;
 use crate::lines::{Level, message};
 use crate::records::Records;
 use crate::render::News;
 use crate::server::{Input, Outbox};
 use crate::supervisor::{ChildEvent, Recipe, Supervisor};
+use crate::tenure::{Bequest, Tenure};
 use crate::view::{self, Facts, Reported};
+use common::exit::Exit;
 use common::ids::{Generation, ImagesSeen};
-use common::ledger::Entry;
+use common::ledger;
 use common::metrics;
 use coordinator_core::{
-    Action, Assignment, Cluster, Command, Event, Member, Outcome, Policy, Process, Reason, SessionId, Standing, Stored,
+    Action, Assignment, Cluster, Command, Entry, Event, Member, Outcome, PAUSE, Policy, Process, Reason, SessionId, Standing, Stored,
     WorkerId, step,
 };
 use rpc::from_worker::Body;
 use rpc::to_worker;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
+use storage::Lease;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 /// Between two looks at the clock.
 const TICK: Duration = Duration::from_millis(100);
@@ -36,6 +40,11 @@ const TAILS: usize = 8;
 const TEXT_MAX: usize = 4096;
 /// After the end, for the last words to workers elsewhere.
 const LAST_WORDS: Duration = Duration::from_millis(100);
+
+/// After the end, for giving the run back in its store.
+const LAST_PULSE: Duration = Duration::from_secs(20);
+/// The same after a second interrupt.
+const LAST_PULSE_IN_A_HURRY: Duration = Duration::from_secs(1);
 
 /// What is to be driven.
 #[derive(Clone, Debug)]
@@ -56,6 +65,26 @@ pub struct Plan {
     pub recipe: Recipe,
     /// The command with which a run that is not complete goes on.
     pub resume_with: String,
+    /// What the secrets of generations are made of.
+    pub token: Token,
+}
+
+/// How the drive of a run ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Drive {
+    /// The run is over.
+    Over(Outcome),
+    /// Another coordinator has taken it over; its workers live.
+    Replaced(Lease),
+}
+
+/// What keeps a run for a successor, and from other coordinators.
+#[derive(Debug)]
+pub struct Keep {
+    /// On this machine.
+    pub journal: Journal,
+    /// Against others.
+    pub tenure: Tenure,
 }
 
 /// One run at work.
@@ -65,8 +94,11 @@ pub struct Driver<'a> {
     sessions: BTreeMap<SessionId, (WorkerId, Outbox)>,
     /// Highest sequence of each worker that has arrived.
     received: BTreeMap<WorkerId, u64>,
-    /// Peers of one generation prove to each other that they know it.
-    secret: Option<(Generation, [u8; 32])>,
+    keep: Keep,
+    /// The generation that was found at work.
+    found: Option<Generation>,
+    /// When the last input was taken.
+    turned: Instant,
     supervisor: Supervisor,
     records: &'a mut Records,
     display: &'a mut Display,
@@ -83,22 +115,41 @@ pub struct Driver<'a> {
 }
 
 impl<'a> Driver<'a> {
-    /// A driver that has not started anything.
+    /// A driver that has not started anything. A run that is taken over goes on from what the journal holds; any other
+    /// begins as the plan says.
     #[must_use]
-    pub fn new(plan: Plan, supervisor: Supervisor, records: &'a mut Records, display: &'a mut Display) -> Self {
-        let cluster = Cluster::new(plan.policy.clone(), plan.generation, plan.resume.clone());
+    pub fn new(
+        plan: Plan,
+        keep: Keep,
+        mut supervisor: Supervisor,
+        records: &'a mut Records,
+        display: &'a mut Display,
+    ) -> Self {
+        let memory = keep.journal.memory();
+        let cluster = match plan.facts.taken_over {
+            true => Cluster::recovered(plan.policy.clone(), &memory.entries()),
+            false => Cluster::new(plan.policy.clone(), plan.generation, plan.resume.clone()),
+        };
+        let mut tails = BTreeMap::new();
+        for (worker, _, pid) in &memory.processes {
+            supervisor.adopt(worker, *pid);
+            tails.insert(worker.clone(), VecDeque::new());
+        }
+        let found = plan.facts.taken_over.then(|| cluster.generation());
         let now = Instant::now();
         Self {
             plan,
             cluster,
             sessions: BTreeMap::new(),
             received: BTreeMap::new(),
-            secret: None,
+            keep,
+            found,
+            turned: now,
             supervisor,
             records,
             display,
             reported: Reported::default(),
-            tails: BTreeMap::new(),
+            tails,
             started: now,
             last_beat: now,
             signals: 0,
@@ -125,19 +176,75 @@ impl<'a> Driver<'a> {
         mut inputs: mpsc::Receiver<Input>,
         mut children: mpsc::Receiver<ChildEvent>,
         signals: &mut mpsc::Receiver<()>,
-    ) -> std::io::Result<Outcome> {
+    ) -> std::io::Result<Drive> {
+        self.bequeath();
+        self.watch_disk();
         self.feed(Event::Clock);
         let mut clock = interval(TICK);
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while self.cluster.outcome().is_none() {
-            tokio::select! {
-                Some(input) = inputs.recv() => self.input(input),
-                Some(child) = children.recv() => self.child(child),
-                Some(()) = signals.recv() => self.signal(),
-                _ = clock.tick() => self.clock(),
+            let turn = tokio::select! {
+                Some(input) = inputs.recv() => Turn::Input(Box::new(input)),
+                Some(child) = children.recv() => Turn::Child(child),
+                Some(()) = signals.recv() => Turn::Signal,
+                _ = clock.tick() => Turn::Clock,
+                lease = self.keep.tenure.replaced() => return Ok(self.give_way(lease)),
+            };
+            // after a pause of its own it may not be this coordinator any more whom workers obey, and what it would hold for
+            // deaths may be departures
+            if self.turned.elapsed() > PAUSE
+                && let Some(lease) = self.keep.tenure.look().await
+            {
+                return Ok(self.give_way(lease));
+            }
+            self.turned = Instant::now();
+            match turn {
+                Turn::Input(input) => self.input(*input),
+                Turn::Child(child) => self.child(child),
+                Turn::Signal => self.signal(),
+                Turn::Clock => self.clock(),
             }
         }
         self.finish(inputs).await
+    }
+
+    /// Another coordinator has taken the run over: nothing more is ordered, and nobody harmed.
+    fn give_way(mut self, lease: Lease) -> Drive {
+        self.supervisor.release();
+        Drive::Replaced(lease)
+    }
+
+    /// What a successor on another machine has to know.
+    fn bequeath(&self) {
+        let journal = &self.keep.journal;
+        let entries = journal.memory().entries().into_iter().filter_map(Entry::from_elsewhere).collect();
+        self.keep.tenure.bequeath(Bequest { workers: journal.header().workers, entries });
+    }
+
+    fn record(&mut self, entry: &Entry) {
+        self.keep.journal.record(entry);
+        self.watch_disk();
+        if entry.must_last() || matches!(entry, Entry::Stored(_)) {
+            self.bequeath();
+        }
+    }
+
+    /// Tells people when the journal cannot be written, and when it can again.
+    fn watch_disk(&mut self) {
+        let alarm = self.keep.journal.alarm().map(|why| {
+            let path = "the journal in the run's state folder";
+            format!(
+                "no persistence: {path} cannot be written ({why}). The run goes on; if this coordinator dies, it ends"
+            )
+        });
+        if alarm == self.reported.alarm {
+            return;
+        }
+        self.reported.alarm.clone_from(&alarm);
+        self.show(match alarm {
+            Some(alarm) => News::Alarm(alarm),
+            None => News::Note("the journal is written again".into()),
+        });
     }
 
     fn input(&mut self, input: Input) {
@@ -208,7 +315,10 @@ impl<'a> Driver<'a> {
                 if !self.cluster.speaks_for_all(&worker, session, Generation(tick.generation)) {
                     return;
                 }
+                let again = self.found == Some(Generation(tick.generation));
                 match serde_json::from_str(&tick.event) {
+                    // the coordinator before had heard it, and could not say so any more
+                    Ok(event) if again && self.records.has(&event) => {}
                     Ok(event) => self.metric(event),
                     Err(error) => tracing::warn!("worker {worker} sent a metric that cannot be read: {error}"),
                 }
@@ -249,9 +359,10 @@ impl<'a> Driver<'a> {
 
     fn child(&mut self, event: ChildEvent) {
         match event {
-            ChildEvent::Line { worker, level, line } => {
+            ChildEvent::Line { worker, level, line, end } => {
                 let rank = self.rank_of(&worker);
                 self.records.log(rank, &line);
+                self.supervisor.kept(&worker, end);
                 if let Some(tail) = self.tails.get_mut(&worker) {
                     if tail.len() == TAIL {
                         tail.pop_front();
@@ -316,7 +427,7 @@ impl<'a> Driver<'a> {
     fn beat(&mut self, session: SessionId) {
         let Some((worker, _)) = self.sessions.get(&session) else { return };
         let received = self.received.get(worker).copied().unwrap_or_default();
-        self.send(session, to_worker::Body::Beat(rpc::Beat { received }));
+        self.send(session, to_worker::Body::Beat(rpc::Beat { received, epoch: self.plan.facts.epoch }));
     }
 
     fn feed(&mut self, event: Event) {
@@ -344,12 +455,14 @@ impl<'a> Driver<'a> {
     /// Does what the core orders; what comes of it at once is an event.
     fn perform(&mut self, action: Action) -> Option<Event> {
         match action {
+            Action::Record(entry) => self.record(&entry),
             Action::Spawn { slot } => return Some(self.spawn(slot)),
             Action::Welcome { session, .. } => {
                 let config = self.plan.config.clone();
-                self.send(session, to_worker::Body::Welcome(rpc::Welcome { config }));
+                let epoch = self.plan.facts.epoch;
+                self.send(session, to_worker::Body::Welcome(rpc::Welcome { config, epoch }));
             }
-            Action::Assign { worker, session, assignment } => return self.assign(&worker, session, &assignment),
+            Action::Assign { worker, session, assignment } => self.assign(&worker, session, &assignment),
             Action::Abort { session, generation, reason, .. } => {
                 self.send(session, to_worker::Body::Abort(rpc::Abort { generation: generation.0, reason }));
             }
@@ -380,18 +493,8 @@ impl<'a> Driver<'a> {
         None
     }
 
-    fn assign(&mut self, worker: &WorkerId, session: SessionId, assignment: &Assignment) -> Option<Event> {
-        let secret = match self.secret {
-            Some((generation, secret)) if generation == assignment.generation => secret,
-            _ => match random_bytes() {
-                Ok(secret) => secret,
-                Err(error) => {
-                    tracing::error!("no random numbers for the secret of {}: {error}", assignment.generation);
-                    return Some(Event::Operator(Command::Kill));
-                }
-            },
-        };
-        self.secret = Some((assignment.generation, secret));
+    fn assign(&mut self, worker: &WorkerId, session: SessionId, assignment: &Assignment) {
+        let secret = secret(&self.plan.token, &self.plan.facts.url, assignment);
         tracing::debug!("worker {worker} gets rank {} in {}", assignment.rank, assignment.generation);
         let assign = rpc::Assign {
             generation: assignment.generation.0,
@@ -403,7 +506,6 @@ impl<'a> Driver<'a> {
             redraw: assignment.redraw,
         };
         self.send(session, to_worker::Body::Assign(assign));
-        None
     }
 
     /// Sends a message; a worker that does not read loses its stream and has to come back.
@@ -421,10 +523,10 @@ impl<'a> Driver<'a> {
                 let mut ranks: Vec<_> = self.cluster.members().filter_map(|(id, m)| Some((m.rank?, id))).collect();
                 ranks.sort();
                 let workers = ranks.into_iter().map(|(_, id)| id.to_string()).collect();
-                self.records.entry(Entry::Formed { generation: *generation, workers });
+                self.records.entry(ledger::Entry::Formed { generation: *generation, workers });
             }
             Reason::Broken { generation, why } => {
-                self.records.entry(Entry::Broken { generation: *generation, why: why.clone() });
+                self.records.entry(ledger::Entry::Broken { generation: *generation, why: why.clone() });
             }
             _ => {}
         }
@@ -440,7 +542,7 @@ impl<'a> Driver<'a> {
         member.and_then(|member| member.rank.map(|rank| rank.0).or(member.slot)).unwrap_or_default()
     }
 
-    async fn finish(mut self, inputs: mpsc::Receiver<Input>) -> std::io::Result<Outcome> {
+    async fn finish(mut self, inputs: mpsc::Receiver<Input>) -> std::io::Result<Drive> {
         drop(inputs);
         let over = || std::io::Error::other("the run ended without an outcome");
         let outcome = self.cluster.outcome().cloned().ok_or_else(over)?;
@@ -466,8 +568,31 @@ impl<'a> Driver<'a> {
             self.show(News::Goodput(Box::new(self.records.ledger().clone())));
         }
         self.show(News::Ended { outcome: outcome.clone(), last_lines, advice });
-        Ok(outcome)
+        let time = if outcome.exit == Exit::Interrupted { LAST_PULSE_IN_A_HURRY } else { LAST_PULSE };
+        if timeout(time, self.keep.tenure.end()).await.is_err() {
+            tracing::warn!("the store was not told that this run has no coordinator any more");
+        }
+        Ok(Drive::Over(outcome))
     }
+}
+
+/// What happens in one turn of the loop.
+enum Turn {
+    Input(Box<Input>),
+    Child(ChildEvent),
+    Signal,
+    Clock,
+}
+
+/// Peers of one generation prove to each other that they know this. A successor, who knows the token too, comes to the same.
+fn secret(token: &Token, url: &str, assignment: &Assignment) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new_derive_key("ganfleet: the secret of a generation, 1");
+    let generation = assignment.generation.0.to_string();
+    for part in [token.expose(), url, &generation].into_iter().chain(assignment.peers.iter().map(String::as_str)) {
+        hasher.update(&(part.len() as u64).to_le_bytes());
+        hasher.update(part.as_bytes());
+    }
+    hasher.finalize().into()
 }
 
 /// Shows news to the operator and writes them into the log.
@@ -490,4 +615,34 @@ fn seconds(seconds: f64) -> Duration {
 
 fn cut(text: &str, characters_max: usize) -> String {
     crate::lines::printable(text).chars().take(characters_max).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use common::ids::Rank;
+
+    #[test]
+    fn a_secret_is_the_same_for_all_who_know_the_token_and_new_in_each_generation() {
+        let assignment = |generation, rank, peers: &[&str]| Assignment {
+            generation: Generation(generation),
+            rank: Rank(rank),
+            peers: peers.iter().map(|peer| (*peer).to_owned()).collect(),
+            resume: None,
+            rollback: false,
+            redraw: false,
+        };
+        let token = Token::from_text("token");
+        let of = |token: &Token, url: &str, assignment: &Assignment| secret(token, url, assignment);
+        let one = of(&token, "u", &assignment(1, 0, &["a", "b"]));
+        assert_eq!(one, of(&token, "u", &assignment(1, 1, &["a", "b"])));
+        for other in [
+            of(&Token::from_text("other"), "u", &assignment(1, 0, &["a", "b"])),
+            of(&token, "v", &assignment(1, 0, &["a", "b"])),
+            of(&token, "u", &assignment(2, 0, &["a", "b"])),
+            of(&token, "u", &assignment(1, 0, &["ab"])),
+        ] {
+            assert_ne!(one, other);
+        }
+    }
 }

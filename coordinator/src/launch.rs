@@ -1,27 +1,34 @@
-//! `launch` and `resume`: from a command line to the end of a run.
+//! `launch`, `resume` and `attach`: from a command line to the end of a run.
 //!
-//! Everything that can be known to fail is found out first: configuration, store, data, address. Only then do workers start.
+//! Workers that are still at work without a coordinator are taken over. Else everything that can be known to fail is found
+//! out first: configuration, store, data, address. Only then do workers start.
 
 use crate::admission::{Token, hex, random_bytes};
 use crate::chaos::{self, Chaos};
 use crate::display::{Display, Style};
-use crate::driver::{Driver, Plan, tell};
+use crate::driver::{Drive, Driver, Keep, Plan, tell};
 use crate::failure::Failure;
+use crate::follow::take_over;
+use crate::journal::{Header, Journal};
 use crate::origin::{self, Origin, Overrides, Resume};
+use crate::outputs;
 use crate::prepare::{Prepared, prepare};
 use crate::records::Records;
 use crate::render::News;
 use crate::state::{self, Held};
 use crate::supervisor::{Recipe, Supervisor};
+use crate::takeover::{self, Found};
+use crate::tenure::{self, Tenure};
 use crate::view::Facts;
 use crate::{machine, server, signals};
+use common::config::resolved::RunConfig;
 use common::exit::Exit;
-use common::ids::ImagesSeen;
-use coordinator_core::{OnLoss, Outcome, Policy, Reason, WorkerId};
+use common::ids::{Generation, ImagesSeen};
+use coordinator_core::{Entry, Memory, OnLoss, Outcome, Policy, Reason, WorkerId};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use storage::Content;
+use storage::{Content, Lease, Patience, Run};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
@@ -38,11 +45,19 @@ const TOKEN_LENGTH: usize = 32;
 /// Most workers where the experiment does not say: each pair of ranks holds two connections.
 const WORKERS_MAX: u32 = 256;
 /// Longest time between two signs of life of the coordinator.
-const BEAT_MAX: Duration = Duration::from_secs(1);
+pub(crate) const BEAT_MAX: Duration = Duration::from_secs(1);
 /// After a kill, time for the last copy of log and metrics.
 const HURRY: Duration = Duration::from_secs(1);
 /// Longest patience that is taken at its word; more would overflow a clock.
 const PATIENCE_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// For one request about who holds the run: a pulse that comes late is as good as none.
+const CONTROL: Patience = Patience {
+    budget: Duration::from_secs(20),
+    attempt: Duration::from_secs(10),
+    first_pause: Duration::from_millis(200),
+    longest_pause: Duration::from_secs(5),
+};
 
 /// What to begin with.
 #[derive(Clone, Debug)]
@@ -58,6 +73,11 @@ pub enum Begin {
     Checkpoint {
         /// Its URL.
         url: String,
+    },
+    /// A run at work whose coordinator is dead.
+    Attach {
+        /// Its name, if its last coordinator was on this machine; else its URL.
+        run: String,
     },
 }
 
@@ -78,16 +98,6 @@ pub struct Options {
     pub chaos: Option<PathBuf>,
     /// How to show it.
     pub style: Style,
-}
-
-/// What a run needs of this machine before anything is read or written.
-struct Means {
-    /// The worker program.
-    worker: PathBuf,
-    /// What proves that a worker or an operator belongs here.
-    token: Token,
-    /// Faults on purpose.
-    chaos: common::chaos::Plan,
 }
 
 /// Runs a training to its end and returns the exit code.
@@ -114,39 +124,133 @@ async fn begin_at(begin: Begin, options: &Options, display: &mut Display) -> Res
     }
     let mut interrupts = signals::catch().map_err(|error| Failure::new(Exit::Internal, error))?;
     let chaos = options.chaos.as_deref().map(chaos::read).transpose()?.unwrap_or_default();
-    let means = Means { worker: machine::worker_binary()?, token: token()?, chaos };
-    let origin = async {
-        match begin {
-            Begin::Experiment { file, resume } => {
-                origin::of_experiment(file, &options.overrides, resume.as_ref()).await
-            }
-            Begin::Checkpoint { url } => origin::of_checkpoint(&url, &options.overrides).await,
+    let (worker, token) = (machine::worker_binary()?, token()?);
+    let target = match &begin {
+        Begin::Experiment { file, resume } => {
+            origin::target_of_experiment(file.clone(), &options.overrides, resume.as_ref())?
         }
+        Begin::Checkpoint { url } => origin::target_of_url(url, &options.overrides)?,
+        Begin::Attach { run } => origin::target_of_run(run, &state::home()?, &options.overrides)?,
     };
-    let origin = tokio::select! {
-        origin = origin => origin?,
+    let attaches = matches!(begin, Begin::Attach { .. });
+    let refusal = if attaches { Exit::Network } else { Exit::Config };
+    let mut held = Held::take(&state::home()?, target.run.name())
+        .map_err(|failure| if attaches { Failure { exit: refusal, ..failure } } else { failure })?;
+    let run = control(&target.run)?;
+    let found = tokio::select! {
+        found = takeover::find(&held, &run, token.as_ref(), refusal, display) => found?,
         Some(()) = interrupts.recv() => return Ok(withdrawn(display, None)),
     };
-    let workers = origin::workers(&options.overrides, &origin.config);
-    places(options.local.unwrap_or(workers), workers, options.listen)?;
-    for note in &origin.notes {
-        display.show(&News::Note(note.clone()));
+    let mut stage = Stage { worker: &worker, options, chaos: &chaos, display, interrupts: &mut interrupts };
+    match (&found.predecessor, attaches, target.goes_on) {
+        (Some(predecessor), _, true) => take_over(predecessor, &found, &target, &mut held, &mut stage, attaches).await,
+        (Some(_), _, false) => {
+            let name = target.run.name();
+            let message = format!(
+                "workers of the run {} are still at work, without a coordinator. Take them over: coordinator attach {name}; \
+                 then end the run, if that is what you want: coordinator stop {name}",
+                target.run.url()
+            );
+            Err(Failure::new(Exit::Config, message))
+        }
+        (None, true, _) => {
+            let message = match token {
+                None if found.generation > Generation(0) => " Workers elsewhere: give their token in GANFLEET_TOKEN.",
+                _ => "",
+            };
+            let (url, name) = (target.run.url(), target.run.name());
+            let message = format!(
+                "nobody is at work on the run {name}.{message} To go on from its newest checkpoint: coordinator resume {url}"
+            );
+            Err(Failure::new(Exit::Network, message))
+        }
+        (None, false, _) => {
+            let token = match token {
+                Some(token) => token,
+                None => Token::fresh().map_err(no_randomness)?,
+            };
+            begin_anew(begin, &found, token, &mut held, &mut stage).await
+        }
     }
+}
+
+/// What every beginning needs.
+pub(crate) struct Stage<'a> {
+    pub worker: &'a Path,
+    pub options: &'a Options,
+    /// Faults on purpose.
+    pub chaos: &'a common::chaos::Plan,
+    pub display: &'a mut Display,
+    pub interrupts: &'a mut mpsc::Receiver<()>,
+}
+
+/// A run that begins, or goes on from a checkpoint.
+async fn begin_anew(
+    begin: Begin,
+    found: &Found,
+    token: Token,
+    held: &mut Held,
+    stage: &mut Stage<'_>,
+) -> Result<Exit, Failure> {
+    let overrides = &stage.options.overrides;
+    let origin = async {
+        match begin {
+            Begin::Experiment { file, resume } => origin::of_experiment(file, overrides, resume.as_ref()).await,
+            Begin::Checkpoint { url } | Begin::Attach { run: url } => origin::of_checkpoint(&url, overrides).await,
+        }
+    };
+    let mut origin = tokio::select! {
+        origin = origin => origin?,
+        Some(()) = stage.interrupts.recv() => return Ok(withdrawn(stage.display, None)),
+    };
+    origin.generation = origin.generation.max(found.generation);
+    let workers = origin::workers(overrides, &origin.config);
+    places(stage.options.local.unwrap_or(workers), workers, stage.options.listen)?;
+    for note in &origin.notes {
+        stage.display.show(&News::Note(note.clone()));
+    }
+    // nobody needs what a dead coordinator has left
+    held.keep(false);
+    outputs::clean(held.folder());
     if origin::is_complete(&origin) {
         let outcome = outcome(&origin, Reason::Complete { images: resume_images(&origin).unwrap_or_default() });
-        display.show(&News::Ended { outcome, last_lines: Vec::new(), advice: None });
+        stage.display.show(&News::Ended { outcome, last_lines: Vec::new(), advice: None });
         return Ok(Exit::Ok);
     }
-    let held = Held::take(&state::home()?, &origin.config.name)?;
     let mut records = Records::open(held.folder(), origin.run.clone(), resume_images(&origin)).await?;
-    let ended = begin_and_drive(&origin, &means, &held, options, &mut records, display, &mut interrupts).await;
+    let ended = begin_and_drive(&origin, found, &token, held, &mut records, stage).await;
+    close(records, ended, stage).await
+}
+
+/// How the work on a run ended here.
+pub(crate) enum End {
+    /// It is over.
+    Exit(Exit),
+    /// Another coordinator goes on with it.
+    Replaced(Lease),
+}
+
+/// Ends the records of a run.
+pub(crate) async fn close(
+    mut records: Records,
+    ended: Result<End, Failure>,
+    stage: &mut Stage<'_>,
+) -> Result<Exit, Failure> {
+    let ended = match ended {
+        Ok(End::Replaced(lease)) => {
+            records.abandon();
+            return Err(tenure::replaced(&lease));
+        }
+        Ok(End::Exit(exit)) => Ok(exit),
+        Err(failure) => Err(failure),
+    };
     if let Err(failure) = &ended {
         records.log("c", &failure.message);
     }
     let hurry = matches!(ended, Ok(Exit::Interrupted));
     tokio::select! {
         () = records.finish() => {}
-        Some(()) = interrupts.recv() => tracing::warn!("interrupted before the log was copied into the store"),
+        Some(()) = stage.interrupts.recv() => tracing::warn!("interrupted before the log was copied into the store"),
         () = sleep(HURRY), if hurry => {}
     }
     ended
@@ -154,16 +258,16 @@ async fn begin_at(begin: Begin, options: &Options, display: &mut Display) -> Res
 
 async fn begin_and_drive(
     origin: &Origin,
-    Means { worker, token, chaos }: &Means,
-    held: &Held,
-    options: &Options,
+    found: &Found,
+    token: &Token,
+    held: &mut Held,
     records: &mut Records,
-    display: &mut Display,
-    interrupts: &mut mpsc::Receiver<()>,
-) -> Result<Exit, Failure> {
+    stage: &mut Stage<'_>,
+) -> Result<End, Failure> {
+    let (options, worker) = (stage.options, stage.worker);
     let config = to_json(&origin.config)?;
-    let Some(prepared) = prepare(worker, &config, records, display, interrupts).await? else {
-        return Ok(withdrawn(display, Some(origin)));
+    let Some(prepared) = prepare(worker, &config, records, stage.display, stage.interrupts).await? else {
+        return Ok(End::Exit(withdrawn(stage.display, Some(origin))));
     };
     same_images(origin, &prepared)?;
     let config_files =
@@ -174,18 +278,16 @@ async fn begin_and_drive(
     let deaf = |error| Failure::new(Exit::Network, format!("cannot listen on {}: {error}", options.listen));
     let listener = TcpListener::bind(options.listen).await.map_err(deaf)?;
     let address = listener.local_addr().map_err(deaf)?;
-    held.announce(&address.to_string(), &origin.run.url(), token)?;
-
-    let nonce = hex(&random_bytes().map_err(no_randomness)?[..2]);
     let workers = origin::workers(&options.overrides, &origin.config);
     let local = options.local.unwrap_or(workers);
-    let mut recipe = recipe(worker, address, token, machine::gpus(), &nonce);
-    if !chaos.fault.is_empty() {
-        recipe.environment.push((common::chaos::VARIABLE.to_owned(), to_json(&chaos.of_workers(workers))?));
-    }
-    let mut plan = plan(origin, options, config, (workers, local), recipe);
-    // a generation after the newest checkpoint may have left nothing but its steps
-    plan.generation = plan.generation.max(records.ledger().last().unwrap_or_default());
+    let policy = policy(&origin.config, (workers, local), options);
+    let leased = origin.create_only && !found.blind;
+    let (tenure, epoch, nonce) = hold(&origin.run, leased, found.epoch, address, policy.patience).await?;
+    held.announce(&address.to_string(), &origin.run.url(), epoch, token)?;
+
+    let begun = Entry::Begun { generation: origin.generation, went_back: Generation(0), newest: origin.resume.clone() };
+    let header = Header::new(&origin.run.url(), (epoch, &nonce), (workers, local), &config);
+    let journal = Journal::begin(held.folder(), header, Memory::of(&[begun]));
     let launched = News::Launched {
         run: origin.config.name.clone(),
         url: origin.run.url(),
@@ -193,7 +295,7 @@ async fn begin_and_drive(
         address: address.to_string(),
         resume: origin.resume.clone(),
     };
-    tell(records, display, &launched);
+    tell(records, stage.display, &launched);
     if local < workers {
         let text = format!(
             "waiting up to {} minutes for {} of {workers} workers from elsewhere: `worker join {address}` with the run's \
@@ -202,49 +304,110 @@ async fn begin_and_drive(
             workers - local,
             held.token_file().display()
         );
-        tell(records, display, &News::Note(text));
+        tell(records, stage.display, &News::Note(text));
     }
-    let (inputs, receiver) = mpsc::channel(1024);
-    let serving = tokio::spawn(server::serve(listener, token.clone(), BUILD, inputs));
-    let (supervisor, children) = Supervisor::new();
-    let driver = Driver::new(plan, supervisor, records, display).with(Chaos::new(chaos));
-    let driven = driver.run(receiver, children, interrupts).await;
-    serving.abort();
-    let outcome = driven.map_err(|error| {
-        Failure::new(Exit::Internal, format!("the worker {} cannot be started: {error}", worker.display()))
-    })?;
-    Ok(outcome.exit)
+    let plan = Plan {
+        facts: facts(&origin.run, &policy, epoch, false),
+        config,
+        beat: (policy.patience / 4).min(BEAT_MAX),
+        policy,
+        // a generation after the newest checkpoint may have left nothing but its steps
+        generation: origin.generation.max(records.ledger().last().unwrap_or_default()),
+        resume: origin.resume.clone(),
+        recipe: suffering(
+            recipe(worker, address, token, &held.control_file(), machine::gpus(), &fresh_name()?),
+            stage.chaos,
+            workers,
+        )?,
+        resume_with: resume_command(&origin.run),
+        token: token.clone(),
+    };
+    drive(plan, Keep { journal, tenure }, listener, held, records, stage).await
 }
 
-fn plan(origin: &Origin, options: &Options, config: String, (workers, local): (u32, u32), recipe: Recipe) -> Plan {
-    let cluster = &origin.config.cluster;
-    let total = ImagesSeen(origin.config.train.total_images());
-    let patience =
-        Duration::try_from_secs_f64(origin.config.cluster.patience_s).unwrap_or(PATIENCE_MAX).min(PATIENCE_MAX);
-    Plan {
-        facts: Facts { run: origin.config.name.clone(), url: origin.run.url(), total_images: total.0 },
-        config,
-        policy: Policy {
-            workers,
-            min_workers: cluster.min_workers,
-            max_workers: if cluster.max_workers == 0 { WORKERS_MAX } else { cluster.max_workers },
-            local,
-            on_loss: match cluster.on_loss {
-                common::config::resolved::OnLoss::Shrink => OnLoss::Shrink,
-                common::config::resolved::OnLoss::Wait => OnLoss::Wait,
-            },
-            failures: cluster.failures,
-            total,
-            startup: if local < workers { STARTUP_ELSEWHERE } else { STARTUP },
-            patience,
-            stop: options.stop_deadline,
-        },
-        beat: (patience / 4).min(BEAT_MAX),
-        generation: origin.generation,
-        resume: origin.resume.clone(),
-        recipe,
-        resume_with: resume_command(origin),
+/// The same run, asked with little patience.
+fn control(run: &Run) -> Result<Run, Failure> {
+    Ok(run.store().clone().with_patience(CONTROL).run(run.name())?)
+}
+
+/// Takes the run's lease, where the store can keep one.
+pub(crate) async fn hold(
+    run: &Run,
+    leased: bool,
+    last: u64,
+    address: SocketAddr,
+    patience: Duration,
+) -> Result<(Tenure, u64, String), Failure> {
+    if !leased {
+        return Ok((Tenure::none(), last + 1, String::new()));
     }
+    let run = control(run)?;
+    let lease = tenure::take(&run, last, &address.to_string(), tenure::pulse(patience)).await?;
+    let (epoch, nonce) = (lease.epoch, lease.nonce.clone());
+    Ok((Tenure::keep(run, lease), epoch, nonce))
+}
+
+/// Drives a run to its end, or until another coordinator takes it over.
+pub(crate) async fn drive(
+    plan: Plan,
+    keep: Keep,
+    listener: TcpListener,
+    held: &mut Held,
+    records: &mut Records,
+    stage: &mut Stage<'_>,
+) -> Result<End, Failure> {
+    let (inputs, receiver) = mpsc::channel(1024);
+    let serving = tokio::spawn(server::serve(listener, plan.token.clone(), BUILD, inputs));
+    let (supervisor, children) = Supervisor::new(held.folder());
+    let driver = Driver::new(plan, keep, supervisor, records, stage.display).with(Chaos::new(stage.chaos));
+    let driven = driver.run(receiver, children, stage.interrupts).await;
+    serving.abort();
+    // workers that are another's from now on still write into files there
+    held.keep(matches!(driven, Ok(Drive::Replaced(_))));
+    match driven {
+        Ok(Drive::Over(outcome)) => Ok(End::Exit(outcome.exit)),
+        Ok(Drive::Replaced(lease)) => Ok(End::Replaced(lease)),
+        Err(error) => {
+            let message = format!("the worker {} cannot be started: {error}", stage.worker.display());
+            Err(Failure::new(Exit::Internal, message))
+        }
+    }
+}
+
+pub(crate) fn policy(config: &RunConfig, (workers, local): (u32, u32), options: &Options) -> Policy {
+    let cluster = &config.cluster;
+    Policy {
+        workers,
+        min_workers: cluster.min_workers,
+        max_workers: if cluster.max_workers == 0 { WORKERS_MAX } else { cluster.max_workers },
+        local,
+        on_loss: match cluster.on_loss {
+            common::config::resolved::OnLoss::Shrink => OnLoss::Shrink,
+            common::config::resolved::OnLoss::Wait => OnLoss::Wait,
+        },
+        failures: cluster.failures,
+        total: ImagesSeen(config.train.total_images()),
+        startup: if local < workers { STARTUP_ELSEWHERE } else { STARTUP },
+        patience: Duration::try_from_secs_f64(cluster.patience_s).unwrap_or(PATIENCE_MAX).min(PATIENCE_MAX),
+        stop: options.stop_deadline,
+    }
+}
+
+pub(crate) fn facts(run: &Run, policy: &Policy, epoch: u64, taken_over: bool) -> Facts {
+    Facts { run: run.name().to_owned(), url: run.url(), total_images: policy.total.0, epoch, taken_over }
+}
+
+/// The recipe of workers that do to themselves what the plan says.
+pub(crate) fn suffering(mut recipe: Recipe, chaos: &common::chaos::Plan, workers: u32) -> Result<Recipe, Failure> {
+    if !chaos.fault.is_empty() {
+        recipe.environment.push((common::chaos::VARIABLE.to_owned(), to_json(&chaos.of_workers(workers))?));
+    }
+    Ok(recipe)
+}
+
+/// What all workers that this coordinator starts have in their names.
+pub(crate) fn fresh_name() -> Result<String, Failure> {
+    Ok(hex(&random_bytes().map_err(no_randomness)?[..2]))
 }
 
 /// Whether workers from elsewhere have a place, and an address to go to.
@@ -263,14 +426,14 @@ fn places(local: u32, workers: u32, listen: SocketAddr) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The token that the environment gives this run, for workers who must know it beforehand; else one that nobody can guess.
-fn token() -> Result<Token, Failure> {
+/// The token that the environment gives this run, for workers who must know it beforehand.
+fn token() -> Result<Option<Token>, Failure> {
     let wrong = |what: String| Err(Failure::new(Exit::Config, format!("{TOKEN} {what}, or unset it")));
     match std::env::var(TOKEN).map(|text| Token::from_text(&text)) {
-        Ok(token) if token.expose().len() >= TOKEN_LENGTH => Ok(token),
+        Ok(token) if token.expose().len() >= TOKEN_LENGTH => Ok(Some(token)),
         Ok(short) => wrong(format!("holds {} characters: give {TOKEN_LENGTH} or more", short.expose().len())),
         Err(std::env::VarError::NotUnicode(_)) => wrong("is not UTF-8 text: give letters and digits".to_owned()),
-        Err(std::env::VarError::NotPresent) => Token::fresh().map_err(no_randomness),
+        Err(std::env::VarError::NotPresent) => Ok(None),
     }
 }
 
@@ -279,13 +442,24 @@ fn no_randomness(error: std::io::Error) -> Failure {
 }
 
 /// How workers of this run are started on this machine.
-fn recipe(worker: &Path, address: SocketAddr, token: &Token, gpus: Vec<u32>, nonce: &str) -> Recipe {
+pub(crate) fn recipe(
+    worker: &Path,
+    address: SocketAddr,
+    token: &Token,
+    control: &Path,
+    gpus: Vec<u32>,
+    nonce: &str,
+) -> Recipe {
     Recipe {
         worker: WorkerId(format!("{nonce}-")),
         gpus,
         program: worker.to_owned(),
         arguments: vec!["join".to_owned(), address.to_string()],
-        environment: vec![(TOKEN.to_owned(), token.expose().to_owned())],
+        environment: vec![
+            (TOKEN.to_owned(), token.expose().to_owned()),
+            // where they look for the next coordinator of this machine
+            ("GANFLEET_CONTROL".to_owned(), control.to_string_lossy().into_owned()),
+        ],
     }
 }
 
@@ -309,7 +483,7 @@ fn withdrawn(display: &mut Display, origin: Option<&Origin>) -> Exit {
         Some(origin) => outcome(origin, Reason::Withdrawn),
         None => Outcome { exit: Exit::Ok, reason: Reason::Withdrawn, images: ImagesSeen(0), newest: None },
     };
-    let advice = origin.filter(|origin| origin.resume.is_some()).map(resume_command);
+    let advice = origin.filter(|origin| origin.resume.is_some()).map(|origin| resume_command(&origin.run));
     display.show(&News::Ended { outcome, last_lines: Vec::new(), advice });
     Exit::Ok
 }
@@ -323,8 +497,8 @@ fn resume_images(origin: &Origin) -> Option<ImagesSeen> {
     origin.resume.as_ref().map(|stored| stored.images)
 }
 
-fn resume_command(origin: &Origin) -> String {
-    format!("coordinator resume {}", origin.run.url())
+pub(crate) fn resume_command(run: &Run) -> String {
+    format!("coordinator resume {}", run.url())
 }
 
 fn to_json(config: &impl serde::Serialize) -> Result<String, Failure> {
@@ -339,7 +513,8 @@ mod tests {
     fn every_worker_gets_its_own_name_and_gpu_and_no_secret_in_its_arguments() {
         let token = Token::from_text("secret");
         let address = "127.0.0.1:4000".parse().unwrap();
-        let recipe = recipe(Path::new("/bin/worker"), address, &token, vec![4, 6], "ab12");
+        let control = Path::new("/state/control.json");
+        let recipe = recipe(Path::new("/bin/worker"), address, &token, control, vec![4, 6], "ab12");
         let variable = |recipe: &Recipe, name: &str| {
             recipe.environment.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone()).unwrap()
         };

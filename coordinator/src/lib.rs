@@ -11,9 +11,12 @@
 //! | [`prepare`](mod@prepare) | the data set, made ready by a child |
 //! | [`driver`] | the loop: one input, one step of the core, its actions performed |
 //! | [`server`], [`admission`] | the gRPC server, and who may speak to it |
-//! | [`chaos`](mod@chaos) | faults on purpose |
-//! | [`supervisor`], [`lines`] | worker processes, and what they write |
+//! | [`supervisor`], [`outputs`], [`lines`] | worker processes, and what they write |
+//! | [`journal`] | what a successor on this machine goes on from |
+//! | [`tenure`] | the run's lease in its store, against coordinators elsewhere |
+//! | [`takeover`], `follow` | finding a run at work whose coordinator is dead, and going on with it |
 //! | [`records`] | `metrics.jsonl`, `ledger.jsonl` and `log.txt` |
+//! | [`chaos`](mod@chaos) | faults on purpose |
 //! | [`view`], [`render`], [`display`] | what is shown: as data, as text, on which screen |
 //! | [`state`], [`operate`](mod@operate) | finding and asking the coordinator of a run on this machine |
 //! | [`plot`](mod@plot) | the curves of a run as a picture |
@@ -29,11 +32,14 @@ pub mod config_cli;
 pub mod display;
 pub mod driver;
 pub mod failure;
+mod follow;
+pub mod journal;
 pub mod launch;
 pub mod lines;
 pub mod machine;
 pub mod operate;
 pub mod origin;
+pub mod outputs;
 pub mod plot;
 pub mod prepare;
 pub mod records;
@@ -45,4 +51,6 @@ pub mod server;
 pub mod signals;
 pub mod state;
 pub mod supervisor;
+pub mod takeover;
+pub mod tenure;
 pub mod view;

@@ -23,15 +23,20 @@ pub async fn operate(run: &str, command: Command) -> Result<Status, Failure> {
         let message = format!("the coordinator of `{run}` (process {}) at {}: {what}", control.pid, control.address);
         Failure::new(Exit::Network, message)
     };
-    let asked = async {
-        let endpoint = Endpoint::from_shared(format!("http://{}", control.address)).map_err(|e| e.to_string())?;
-        let mut client = ControlClient::new(endpoint.connect().await.map_err(|error| error.to_string())?);
-        let request = rpc::OperateRequest { token: token.expose().to_owned(), command: Some(command) };
-        let reply = client.operate(request).await.map_err(|status| status.message().to_owned())?;
-        serde_json::from_str(&reply.into_inner().status).map_err(|error| format!("its answer cannot be read: {error}"))
-    };
-    match timeout(DEADLINE, asked).await {
+    match timeout(DEADLINE, ask(&control.address, token.expose(), command)).await {
         Ok(answer) => answer.map_err(broken),
         Err(_) => Err(broken(format!("no answer within {} s", DEADLINE.as_secs()))),
     }
+}
+
+/// Asks the coordinator at `address`, without a deadline.
+///
+/// # Errors
+/// What went wrong, in words.
+pub async fn ask(address: &str, token: &str, command: Command) -> Result<Status, String> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|e| e.to_string())?;
+    let mut client = ControlClient::new(endpoint.connect().await.map_err(|error| error.to_string())?);
+    let request = rpc::OperateRequest { token: token.to_owned(), command: Some(command) };
+    let reply = client.operate(request).await.map_err(|status| status.message().to_owned())?;
+    serde_json::from_str(&reply.into_inner().status).map_err(|error| format!("its answer cannot be read: {error}"))
 }

@@ -12,7 +12,7 @@ use common::config::{self, Base, Change, Effect, Layers};
 use common::exit::Exit;
 use common::ids::{Generation, ImagesSeen};
 use coordinator_core::Stored;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use storage::{Run, RunUrl, Store};
 
@@ -54,8 +54,66 @@ pub struct Origin {
     pub dataset: Option<Dataset>,
     /// The last generation of its earlier parts.
     pub generation: Generation,
+    /// Whether its store honours create-only writes.
+    pub create_only: bool,
     /// What the operator should know.
     pub notes: Vec<String>,
+}
+
+/// Which run a command line speaks of, before it is known whether it begins.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// The run.
+    pub run: Run,
+    /// It is to go on where it is, if it is at work.
+    pub goes_on: bool,
+}
+
+/// The run of an experiment file.
+///
+/// # Errors
+/// The experiment is wrong, or the store's URL.
+pub fn target_of_experiment(file: PathBuf, overrides: &Overrides, resume: Option<&Resume>) -> Result<Target, Failure> {
+    let config = load(file, overrides)?.resolved.config;
+    let run = Store::open(&config.checkpoint.url, &config.checkpoint.s3)?.run(&config.name)?;
+    let goes_on = match resume {
+        None | Some(Resume::Auto) => true,
+        Some(Resume::Never) => false,
+        Some(Resume::Url(url)) => storage::resolve_run_url(url)?.key.is_none(),
+    };
+    Ok(Target { run, goes_on })
+}
+
+/// The run or checkpoint of a URL.
+///
+/// # Errors
+/// It is the URL of neither, or its store is not there.
+pub fn target_of_url(url: &str, overrides: &Overrides) -> Result<Target, Failure> {
+    let RunUrl { root, run, key } = storage::resolve_run_url(url)?;
+    let run = Store::open_existing(&root, &s3_args::of_layers(&overrides.set)?)?.run(&run)?;
+    Ok(Target { run, goes_on: key.is_none() })
+}
+
+/// The run that a coordinator of this machine has left at work, by its name; else by its URL.
+///
+/// # Errors
+/// Nothing of that name was left, or it is no URL either.
+pub fn target_of_run(text: &str, home: &Path, overrides: &Overrides) -> Result<Target, Failure> {
+    if !common::checkpoint::is_run_name(text) {
+        return target_of_url(text, overrides);
+    }
+    let Some(left) = crate::journal::read(&home.join(text)) else {
+        let message = format!(
+            "no coordinator of this machine has left a run called `{text}` at work. If it was on another machine, give the run's \
+             URL, and its token in GANFLEET_TOKEN"
+        );
+        return Err(Failure::new(Exit::Network, message));
+    };
+    let wrong = |error| Failure::new(Exit::Internal, format!("the journal of `{text}`: {error}"));
+    let config: RunConfig = serde_json::from_str(&left.header.config).map_err(wrong)?;
+    let RunUrl { root, run, .. } = storage::resolve_run_url(&left.header.url)?;
+    let run = Store::open_existing(&root, &config.checkpoint.s3)?.run(&run)?;
+    Ok(Target { run, goes_on: true })
 }
 
 /// What the command line changes about a run.
@@ -102,10 +160,10 @@ pub async fn of_experiment(file: PathBuf, overrides: &Overrides, resume: Option<
             Err(Failure::new(Exit::Config, message))
         }
         Some(Resume::Auto | Resume::Never) | None => {
-            let notes = usable(&run).await?;
+            let (create_only, notes) = usable(&run).await?;
             let generation = last_generation(&run).await?;
             let (config_toml, config) = (experiment.resolved.to_toml(), experiment.resolved.config);
-            Ok(Origin { config, config_toml, run, resume: None, dataset: None, generation, notes })
+            Ok(Origin { config, config_toml, run, resume: None, dataset: None, generation, create_only, notes })
         }
     }
 }
@@ -160,12 +218,14 @@ async fn resumed(
     if let Some(file) = file {
         notes.extend(differences(&resolved.config, file));
     }
-    notes.extend(usable(&run).await?);
+    let (create_only, more) = usable(&run).await?;
+    notes.extend(more);
     let generation = last_generation(&run).await?;
     let key = manifest.key();
     let resume = Some(Stored { images: key.images, manifest: key.to_string() });
     let (config_toml, config) = (resolved.to_toml(), resolved.config);
-    Ok(Origin { config, config_toml, run, resume, dataset: Some(manifest.dataset), generation, notes })
+    let dataset = Some(manifest.dataset);
+    Ok(Origin { config, config_toml, run, resume, dataset, generation, create_only, notes })
 }
 
 /// A text as TOML writes it: JSON's escapes are TOML's too.
@@ -220,7 +280,7 @@ fn differences(run: &RunConfig, file: &RunConfig) -> Vec<String> {
 }
 
 /// Refuses a store that cannot keep checkpoints, before anything is spent; says what it does not honour.
-async fn usable(run: &Run) -> Result<Vec<String>, Failure> {
+async fn usable(run: &Run) -> Result<(bool, Vec<String>), Failure> {
     if run.url().starts_with("memory:") {
         let message = format!(
             "{} lies in the memory of one process, and workers are others: name a folder or a bucket",
@@ -232,7 +292,8 @@ async fn usable(run: &Run) -> Result<Vec<String>, Failure> {
     if !findings.usable() {
         return Err(Failure::new(Exit::Storage, format!("{} cannot keep checkpoints: it {findings}", run.url())));
     }
-    Ok(if findings.create_only_honoured { Vec::new() } else { vec![format!("the store {findings}")] })
+    let honoured = findings.create_only_honoured;
+    Ok((honoured, if honoured { Vec::new() } else { vec![format!("the store {findings}")] }))
 }
 
 async fn last_generation(run: &Run) -> Result<Generation, Failure> {

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use common::ids::ImagesSeen;
 use common::ledger::{Entry, Ledger, Line, Span};
 use common::metrics::Event;
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -22,6 +23,8 @@ pub(crate) const LEDGER: &str = "ledger.jsonl";
 const LOG: &str = "log.txt";
 /// Largest file of an earlier part of the run that is taken over.
 const EARLIER_BYTES_MAX: u64 = 256 << 20;
+/// Lines of another coordinator that may be said again: as many as a worker keeps.
+const EARLIER_LINES: usize = 1024;
 /// Least time between two copies into the store; a second more for each MB, so that big files do not keep a link busy.
 const PAUSE: Duration = Duration::from_secs(10);
 /// Time for the last copy.
@@ -36,6 +39,8 @@ pub struct Records {
     log: BufWriter<File>,
     /// Whether a write failed already: it is told once.
     failed: bool,
+    /// What another coordinator has recorded: workers that did not hear so say it again.
+    earlier: BTreeSet<String>,
     wake: mpsc::Sender<()>,
     copier: JoinHandle<()>,
 }
@@ -53,7 +58,39 @@ impl Records {
             lines = String::from_utf8_lossy(&earlier(&run, LEDGER).await?).into_owned();
             log = earlier(&run, LOG).await?;
         }
-        let (lines, ledger) = sum(&lines);
+        Self::begin(folder, run, &metrics, &lines, &log)
+    }
+
+    /// Goes on with the records of a run that is taken over: with those in the local folder if another coordinator of this
+    /// machine has left them (`here`), else with their last copies in the store.
+    ///
+    /// # Errors
+    /// The store cannot be read where it has to be, or the local folder not written.
+    pub async fn take_over(folder: &Path, run: Run, here: bool) -> Result<Self, Failure> {
+        let local = |name: &str| std::fs::read(folder.join(name)).ok().filter(|_| here).map(Bytes::from);
+        let metrics = match local(METRICS) {
+            Some(metrics) => metrics,
+            None => earlier(&run, METRICS).await?,
+        };
+        let lines = match local(LEDGER) {
+            Some(lines) => lines,
+            None => earlier(&run, LEDGER).await?,
+        };
+        let mut log = match local(LOG) {
+            Some(log) => log.to_vec(),
+            None => earlier(&run, LOG).await?.to_vec(),
+        };
+        if log.last().is_some_and(|byte| *byte != b'\n') {
+            log.push(b'\n');
+        }
+        let metrics = kept(&String::from_utf8_lossy(&metrics), ImagesSeen(u64::MAX));
+        let mut records = Self::begin(folder, run, &metrics, &String::from_utf8_lossy(&lines), &log)?;
+        records.earlier = metrics.lines().rev().take(EARLIER_LINES).map(str::to_owned).collect();
+        Ok(records)
+    }
+
+    fn begin(folder: &Path, run: Run, metrics: &str, lines: &str, log: &[u8]) -> Result<Self, Failure> {
+        let (lines, ledger) = sum(lines);
         let create = |name: &str, earlier: &[u8]| {
             let path = folder.join(name);
             let begin = || -> std::io::Result<BufWriter<File>> {
@@ -64,11 +101,11 @@ impl Records {
             };
             begin().map_err(|error| Failure::new(common::exit::Exit::Config, format!("{}: {error}", path.display())))
         };
-        let (metrics, log) = (create(METRICS, metrics.as_bytes())?, create(LOG, &log)?);
+        let (metrics, log) = (create(METRICS, metrics.as_bytes())?, create(LOG, log)?);
         let lines = create(LEDGER, lines.as_bytes())?;
         let (wake, wakes) = mpsc::channel(1);
         let copier = tokio::spawn(copy_now_and_then(folder.to_owned(), run, wakes));
-        Ok(Self { metrics, lines, ledger, log, failed: false, wake, copier })
+        Ok(Self { metrics, lines, ledger, log, failed: false, earlier: BTreeSet::new(), wake, copier })
     }
 
     /// Appends an event, and has the files copied soon.
@@ -104,6 +141,12 @@ impl Records {
         &self.ledger
     }
 
+    /// Whether another coordinator has recorded this already.
+    #[must_use]
+    pub fn has(&self, event: &Event) -> bool {
+        !self.earlier.is_empty() && serde_json::to_string(event).is_ok_and(|line| self.earlier.contains(&line))
+    }
+
     /// Appends a line of `source` to the log.
     pub fn log(&mut self, source: impl std::fmt::Display, line: &str) {
         let written = writeln!(self.log, "[{source}] {line}").and_then(|()| self.log.flush());
@@ -116,6 +159,11 @@ impl Records {
         {
             tracing::error!("{name} cannot be written any more: {error}");
         }
+    }
+
+    /// Lets go of the files: their copies in the store are another coordinator's from now on.
+    pub fn abandon(self) {
+        self.copier.abort();
     }
 
     /// Copies the files a last time.
@@ -263,5 +311,35 @@ mod tests {
             .collect();
         assert_eq!(images, [10, 20]);
         assert_eq!(stored(&run, LOG).await, "[c] begun\n[0] resumed\n");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn records_that_are_taken_over_go_on_and_count_nothing_twice() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = run("taken-over");
+        let mut first = Records::open(folder.path(), run.clone(), None).await.unwrap();
+        first.log("c", "begun");
+        first.metric(&tick(10));
+        first.finish().await;
+        // what the store has not heard of any more, and a line that was cut short
+        let path = folder.path().join(METRICS);
+        let line = serde_json::to_string(&tick(20)).unwrap();
+        let local = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, format!("{local}{line}\n{{\"kind\"")).unwrap();
+
+        let mut second = Records::take_over(folder.path(), run.clone(), true).await.unwrap();
+        assert!(second.has(&tick(10)) && second.has(&tick(20)) && !second.has(&tick(30)));
+        second.log("c", "taken over");
+        second.metric(&tick(30));
+        second.finish().await;
+        assert_eq!(stored(&run, METRICS).await.lines().count(), 3);
+        assert_eq!(stored(&run, LOG).await, "[c] begun\n[c] taken over\n");
+
+        // on another machine there is only the store
+        let elsewhere = tempfile::tempdir().unwrap();
+        let third = Records::take_over(elsewhere.path(), run.clone(), false).await.unwrap();
+        assert!(third.has(&tick(30)));
+        third.abandon();
+        assert_eq!(stored(&run, METRICS).await.lines().count(), 3);
     }
 }

@@ -47,6 +47,23 @@ pub enum News {
         /// Checkpoint that it starts from.
         resume: Option<Stored>,
     },
+    /// The run was taken over from another coordinator.
+    TakenOver {
+        /// Name of the run.
+        run: String,
+        /// Its URL.
+        url: String,
+        /// The number of this coordinator.
+        epoch: u64,
+        /// The generation that is believed to be at work; 0 if none was.
+        generation: u64,
+        /// Its workers.
+        workers: u32,
+        /// Where workers and operators reach this coordinator.
+        address: String,
+    },
+    /// Training goes on, but people should look after this.
+    Alarm(String),
     /// The cluster decided something.
     Decision(Reason),
     /// Where the run stands.
@@ -109,6 +126,12 @@ pub fn plain(news: &News) -> Option<String> {
             };
             format!("run {run}: {workers} worker{}, {from}; {url}; control at {address}", plural(*workers))
         }
+        News::TakenOver { run, url, epoch, generation, workers, address } => format!(
+            "run {run} is taken over by coordinator {epoch}: generation {generation} of {workers} worker{}; {url}; control at \
+             {address}",
+            plural(*workers)
+        ),
+        News::Alarm(text) => format!("warning: {text}"),
         News::Decision(reason) => reason.to_string(),
         News::Tick(tick) => tick_line(tick),
         News::Quality(quality) => quality_line(quality),
@@ -140,6 +163,11 @@ pub fn json(news: &News) -> Value {
             "event": "launched", "run": run, "url": url, "workers": workers, "address": address,
             "resume": resume.as_ref().map(|stored| &stored.manifest),
         }),
+        News::TakenOver { run, url, epoch, generation, workers, address } => json!({
+            "event": "taken_over", "run": run, "url": url, "epoch": epoch, "generation": generation, "workers": workers,
+            "address": address,
+        }),
+        News::Alarm(text) => json!({"event": "alarm", "text": text}),
         News::Decision(reason) => json!({"event": "decision", "decision": reason, "text": reason.to_string()}),
         News::Progress(status) => json!({"event": "progress", "status": status}),
         News::Tick(tick) => json!({"event": "tick", "tick": tick}),
@@ -199,6 +227,13 @@ pub fn status(status: &Status) -> String {
     match (&status.checkpoint, status.checkpoint_images) {
         (Some(key), Some(images)) => _ = writeln!(text, "newest checkpoint: {key} ({})", kimg(images)),
         _ => text.push_str("no checkpoint yet\n"),
+    }
+    if status.epoch > 0 {
+        let how = if status.taken_over { ", which took the run over" } else { "" };
+        let _ = writeln!(text, "coordinator {} of this run{how}", status.epoch);
+    }
+    if let Some(alarm) = &status.alarm {
+        let _ = writeln!(text, "warning: {alarm}");
     }
     for worker in &status.workers {
         let rank = worker.rank.map_or("-".into(), |rank| rank.to_string());

@@ -5,6 +5,7 @@
 
 use crate::admission::Token;
 use crate::failure::Failure;
+use crate::outputs;
 use common::exit::Exit;
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions, TryLockError};
@@ -30,6 +31,9 @@ pub struct Control {
     pub started: u64,
     /// The run's URL.
     pub url: String,
+    /// The number of the coordinator.
+    #[serde(default)]
+    pub epoch: u64,
 }
 
 /// The folder of all runs: `$XDG_STATE_HOME/ganfleet`, else `~/.local/state/ganfleet`.
@@ -48,6 +52,8 @@ pub fn home() -> Result<PathBuf, Failure> {
 #[derive(Debug)]
 pub struct Held {
     folder: PathBuf,
+    /// What lies there is somebody's still: workers may be at work.
+    keep: bool,
     _lock: File,
 }
 
@@ -66,7 +72,7 @@ impl Held {
         let path = folder.join(LOCK);
         let lock = private().open(&path).map_err(|error| broken(&path, error))?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self { folder, _lock: lock }),
+            Ok(()) => Ok(Self { folder, keep: true, _lock: lock }),
             Err(TryLockError::WouldBlock) => {
                 let who = read_control(&folder).map_or(String::new(), |control| format!(" (process {})", control.pid));
                 let message = format!(
@@ -85,6 +91,24 @@ impl Held {
         &self.folder
     }
 
+    /// Where workers of this machine find their coordinator.
+    #[must_use]
+    pub fn control_file(&self) -> PathBuf {
+        self.folder.join(CONTROL)
+    }
+
+    /// What the last coordinator of this run said of itself, and its token.
+    #[must_use]
+    pub fn predecessor(&self) -> (Option<Control>, Option<Token>) {
+        let token = read_small(&self.folder.join(TOKEN)).map(|text| Token::from_text(&text));
+        (read_control(&self.folder), token)
+    }
+
+    /// Whether what lies in the folder stays there when this process lets go of it: workers that are at work need it.
+    pub fn keep(&mut self, keep: bool) {
+        self.keep = keep;
+    }
+
     /// Where the token lies, for its owner's eyes.
     #[must_use]
     pub fn token_file(&self) -> PathBuf {
@@ -95,9 +119,10 @@ impl Held {
     ///
     /// # Errors
     /// The files cannot be written.
-    pub fn announce(&self, address: &str, url: &str, token: &Token) -> Result<(), Failure> {
+    pub fn announce(&self, address: &str, url: &str, epoch: u64, token: &Token) -> Result<(), Failure> {
         let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let control = Control { address: address.to_owned(), pid: std::process::id(), started, url: url.to_owned() };
+        let control =
+            Control { address: address.to_owned(), pid: std::process::id(), started, url: url.to_owned(), epoch };
         let text = serde_json::to_string_pretty(&control)
             .map_err(|error| Failure::new(Exit::Internal, format!("the address cannot be written down: {error}")))?;
         for (name, text) in [(TOKEN, token.expose()), (CONTROL, &text)] {
@@ -111,10 +136,14 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        // stale files do no harm: the lock tells
+        if self.keep {
+            return;
+        }
+        // stale files do no harm: the lock tells; the journal says that the run is over
         for name in [CONTROL, TOKEN] {
             let _ = std::fs::remove_file(self.folder.join(name));
         }
+        outputs::clean(&self.folder);
     }
 }
 
@@ -176,10 +205,11 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let find = |run: &str| find(home.path(), run);
         assert!(find("toy").unwrap_err().message.contains("no coordinator"));
-        let held = Held::take(home.path(), "toy").unwrap();
+        let mut held = Held::take(home.path(), "toy").unwrap();
+        held.keep(false);
         assert!(find("toy").unwrap_err().message.contains("starting"));
         let token = Token::from_text("secret");
-        held.announce("127.0.0.1:4000", "file:///runs/toy", &token).unwrap();
+        held.announce("127.0.0.1:4000", "file:///runs/toy", 1, &token).unwrap();
         let (control, found) = find("toy").unwrap();
         assert_eq!((control.address.as_str(), control.pid), ("127.0.0.1:4000", std::process::id()));
         assert!(found.matches("secret"));
@@ -196,11 +226,8 @@ mod tests {
     fn a_folder_that_a_dead_coordinator_left_is_stale() {
         let home = tempfile::tempdir().unwrap();
         let held = Held::take(home.path(), "toy").unwrap();
-        held.announce("127.0.0.1:4000", "u", &Token::from_text("t")).unwrap();
-        let copy = std::fs::read(held.folder().join(CONTROL)).unwrap();
-        let folder = held.folder().to_owned();
+        held.announce("127.0.0.1:4000", "u", 1, &Token::from_text("t")).unwrap();
         drop(held);
-        std::fs::write(folder.join(CONTROL), copy).unwrap();
         let failure = find(home.path(), "toy").unwrap_err();
         assert!(failure.message.contains("ended without a farewell"), "{}", failure.message);
     }

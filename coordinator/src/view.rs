@@ -36,6 +36,15 @@ pub struct Status {
     pub quality: BTreeMap<String, Quality>,
     /// Workers in the order of their ranks.
     pub workers: Vec<Worker>,
+    /// The number of its coordinator: the coordinators of a run are counted.
+    #[serde(default)]
+    pub epoch: u64,
+    /// Whether this coordinator found the workers at work.
+    #[serde(default)]
+    pub taken_over: bool,
+    /// What people should look after, although training goes on.
+    #[serde(default)]
+    pub alarm: Option<String>,
     /// Why the run ended, once it did.
     pub verdict: Option<String>,
 }
@@ -70,6 +79,10 @@ pub struct Facts {
     pub url: String,
     /// Images at which the run is complete.
     pub total_images: u64,
+    /// The number of this coordinator.
+    pub epoch: u64,
+    /// Whether it found the workers at work.
+    pub taken_over: bool,
 }
 
 /// What the run reported last.
@@ -79,6 +92,8 @@ pub struct Reported {
     pub tick: Option<Tick>,
     /// The last quality metric of each name.
     pub quality: BTreeMap<String, Quality>,
+    /// What people should look after.
+    pub alarm: Option<String>,
 }
 
 /// The status of a run.
@@ -122,6 +137,9 @@ pub fn status(facts: &Facts, cluster: &Cluster, reported: &Reported) -> Status {
         tick: reported.tick.clone(),
         quality: reported.quality.clone(),
         workers,
+        epoch: facts.epoch,
+        taken_over: facts.taken_over,
+        alarm: reported.alarm.clone(),
         verdict: cluster.outcome().map(|outcome| outcome.reason.to_string()),
     }
 }

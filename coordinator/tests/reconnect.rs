@@ -7,13 +7,16 @@ use common::ids::{Generation, ImagesSeen};
 use common::metrics::{Event, Tick};
 use coordinator::admission::Token;
 use coordinator::display::{Display, Style};
-use coordinator::driver::{Driver, Plan};
+use coordinator::driver::{Drive, Driver, Keep, Plan};
+use coordinator::journal::{Header, Journal};
 use coordinator::records::Records;
 use coordinator::server;
 use coordinator::supervisor::{Recipe, Supervisor};
+use coordinator::tenure::Tenure;
 use coordinator::view::Facts;
-use coordinator_core::{OnLoss, Outcome, Policy, Reason, WorkerId};
+use coordinator_core::{Memory, OnLoss, Outcome, Policy, Reason, WorkerId};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
@@ -74,7 +77,7 @@ fn work(address: SocketAddr, breaks: &mpsc::Sender<()>) {
     agent.leave(Exit::Ok, "done");
 }
 
-async fn drive(records: &mut Records) -> Outcome {
+async fn drive(folder: &Path, records: &mut Records) -> Outcome {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (breaks, breaker) = mpsc::channel(1);
     let address = relay(listener.local_addr().unwrap(), breaker).await;
@@ -82,7 +85,13 @@ async fn drive(records: &mut Records) -> Outcome {
     tokio::spawn(server::serve(listener, Token::from_text("secret"), "1.0.0", inputs));
     let total = ImagesSeen(TICKS * 100);
     let plan = Plan {
-        facts: Facts { run: "toy".into(), url: "memory://r/toy".into(), total_images: total.0 },
+        facts: Facts {
+            run: "toy".into(),
+            url: "memory://r/toy".into(),
+            total_images: total.0,
+            epoch: 1,
+            taken_over: false,
+        },
         config: config(),
         policy: Policy {
             workers: 1,
@@ -107,13 +116,16 @@ async fn drive(records: &mut Records) -> Outcome {
             environment: Vec::new(),
         },
         resume_with: String::new(),
+        token: Token::from_text("secret"),
     };
     let worker = std::thread::spawn(move || work(address, &breaks));
-    let (supervisor, children) = Supervisor::new();
+    let (supervisor, children) = Supervisor::new(folder);
+    let header = Header::new("memory://r/toy", (1, ""), (1, 0), &plan.config);
+    let keep = Keep { journal: Journal::begin(folder, header, Memory::default()), tenure: Tenure::none() };
     let mut display = Display::new(Style::Plain);
     let (_interrupt, mut signals) = mpsc::channel(1);
-    let driven = Driver::new(plan, supervisor, records, &mut display).run(receiver, children, &mut signals);
-    let outcome = timeout(LONG, driven).await.unwrap().unwrap();
+    let driven = Driver::new(plan, keep, supervisor, records, &mut display).run(receiver, children, &mut signals);
+    let Drive::Over(outcome) = timeout(LONG, driven).await.unwrap().unwrap() else { panic!("replaced") };
     worker.join().unwrap();
     outcome
 }
@@ -123,7 +135,7 @@ async fn every_report_counts_once_over_a_network_that_breaks() {
     let folder = tempfile::tempdir().unwrap();
     let run = storage::Store::open("memory://reconnect", &S3::default()).unwrap().run("toy").unwrap();
     let mut records = Records::open(folder.path(), run.clone(), None).await.unwrap();
-    let outcome = drive(&mut records).await;
+    let outcome = drive(folder.path(), &mut records).await;
     assert_eq!((outcome.exit, &outcome.reason), (Exit::Ok, &Reason::Complete { images: ImagesSeen(TICKS * 100) }));
     assert_eq!(outcome.newest.unwrap().manifest, "m");
     records.finish().await;

@@ -15,7 +15,7 @@ use crate::run::{self, Parts};
 use crate::sync::{self, Carried};
 use crate::trainer::{StepError, Trainer};
 use crate::{alike, chaos, environment, prepare};
-use agent::{Activity, Agent, Assignment, JoinInfo, Next, Notice, Progress};
+use agent::{Activity, Agent, Assignment, JoinInfo, Next, Notice, Progress, Seat};
 use collective::{Collective, Listener, Membership, Mesh, Solo};
 use common::checkpoint::{Dataset, ManifestKey, TrainerCursor};
 use common::config::resolved::{Backend, Determinism, Precision, RunConfig};
@@ -40,6 +40,9 @@ const CONNECT: Duration = Duration::from_secs(60);
 /// A collective in which nothing moves for so long is given up. A lost rank is noticed at once, by its connections; a hung
 /// one by its coordinator, sooner.
 const COLLECTIVE: Duration = Duration::from_secs(600);
+
+/// Longest look into the store for another coordinator.
+const LOOKUP: Duration = Duration::from_secs(10);
 
 /// Runs one worker to its end and returns its exit code.
 ///
@@ -108,6 +111,7 @@ impl Worker {
         };
         let run = store.run(&config.name)?;
         runtime.block_on(alike::same_store(&run, &config))?;
+        agent.look_up(coordinator_of(&runtime, &run));
         agent.progress(Progress { activity: Activity::Data, ..Progress::default() });
         let pyramid = Arc::new(prepare::pyramid(&config, &|_| ())?.pyramid);
         let dataset = Dataset { fingerprint: pyramid.fingerprint().to_owned(), images: pyramid.len() as u64 };
@@ -293,6 +297,23 @@ impl Worker {
         self.checkpoints.turn_to(generation, carried.parent);
         self.checkpoints.finish(&mut self.trainer, carried.cursor)?;
         Ok(orphaned())
+    }
+}
+
+/// Where the run's store says that its coordinator listens: another one may have taken the run over.
+fn coordinator_of(runtime: &Arc<Runtime>, run: &storage::Run) -> impl Fn() -> Option<Seat> + Send + Sync + 'static {
+    let (runtime, run) = (Arc::clone(runtime), run.clone());
+    move || {
+        let lease = runtime.block_on(async { tokio::time::timeout(LOOKUP, run.lease()).await });
+        match lease {
+            Ok(Ok(Some(lease))) => Some(Seat { epoch: lease.epoch, address: lease.address }),
+            Ok(Ok(None)) => None,
+            Ok(Err(error)) => {
+                tracing::debug!("the store does not say where the coordinator is: {error}");
+                None
+            }
+            Err(_) => None,
+        }
     }
 }
 

@@ -13,6 +13,7 @@
 //! | `commit` | the commit protocol |
 //! | `restore` | listing, loading, the newest checkpoint that can be restored |
 //! | `verify` | re-reading and re-hashing everything |
+//! | `lease` | who coordinates a run |
 //! | `sweep` | deleting what nobody needs |
 //! | `probe` | what this store honours |
 //! | `faulty` | stores that fail on purpose (feature `testing`) |
@@ -21,6 +22,7 @@ mod commit;
 mod error;
 #[cfg(feature = "testing")]
 pub mod faulty;
+mod lease;
 mod location;
 mod open;
 mod probe;
@@ -33,6 +35,7 @@ mod verify;
 
 pub use commit::{CommitError, Committed};
 pub use error::StorageError;
+pub use lease::{Lease, LeaseError, Pulse};
 pub use location::{RunUrl, resolve_run_url};
 pub use probe::Findings;
 pub use restore::{Newest, Skipped};

@@ -177,7 +177,7 @@ impl Run {
     fn file_path(&self, name: &str) -> Result<Path, StorageError> {
         let plain = |c: char| c.is_ascii_alphanumeric() || "_.=-".contains(c);
         let part = |p: &str| !p.is_empty() && !p.starts_with('.') && p.chars().all(plain);
-        let ours = name.starts_with("manifests/") || name.starts_with("blobs/");
+        let ours = ["manifests/", "blobs/", "control/"].iter().any(|folder| name.starts_with(folder));
         if ours || name.len() > 512 || !name.split('/').all(part) {
             let why = "not the name of a file of a run".into();
             return Err(StorageError::BadUrl { url: format!("{}/{}", self.url(), name.escape_debug()), why });

@@ -131,6 +131,8 @@ pub struct Cluster {
     pub(crate) policy: Policy,
     pub(crate) phase: Phase,
     pub(crate) generation: Generation,
+    /// No generation up to this one may be formed any more.
+    pub(crate) used: Generation,
     pub(crate) formation: Formation,
     pub(crate) members: BTreeMap<WorkerId, Member>,
     pub(crate) slots: Vec<Slot>,
@@ -164,6 +166,7 @@ impl Cluster {
         Self {
             phase: Phase::Gathering,
             generation,
+            used: generation,
             formation: Formation::default(),
             members: BTreeMap::new(),
             slots: vec![Slot::default(); policy.local as usize],

@@ -2,6 +2,7 @@
 
 use crate::cluster::{Cluster, Drain, Ending};
 use crate::event::{Action, Force, WorkerId};
+use crate::journal::Entry;
 use crate::reason::Reason;
 use crate::state::{Link, Member, Phase, Policy, Process};
 use crate::verdict::{self, Fate, Outcome, fate};
@@ -25,6 +26,9 @@ impl Cluster {
         }
         if let Ending::Stop | Ending::Failure(_) = &ending {
             actions.push(Action::Report(ending.notice()));
+        }
+        if ending == Ending::Withdraw {
+            actions.push(Action::Record(Entry::Stopping { verdict: None }));
         }
         let since = match (&ending, &self.stop) {
             (Ending::Stop, Some(stop)) => stop.since,
@@ -89,6 +93,7 @@ impl Cluster {
         self.phase = if outcome.exit == Exit::Ok { Phase::Done } else { Phase::Failed };
         self.outcome = Some(outcome.clone());
         self.drain = None;
+        actions.push(Action::Record(Entry::Over(outcome.clone())));
         actions.push(Action::Finish(outcome));
     }
 

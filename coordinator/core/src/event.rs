@@ -2,6 +2,7 @@
 //!
 //! Both are plain values: no channel, no handle, nothing that only one process could hold.
 
+use crate::journal::Entry;
 use crate::reason::{Reason, Refusal};
 use crate::verdict::Outcome;
 use common::ids::{Generation, ImagesSeen, Rank};
@@ -34,12 +35,15 @@ pub enum ExitStatus {
     Code(i32),
     /// This signal ended it.
     Signal(i32),
+    /// Nobody learned it: another coordinator had started it.
+    Unknown,
 }
 
 impl fmt::Display for ExitStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Code(code) => write!(f, "exit code {code}"),
+            Self::Unknown => f.write_str("in a way that only its parent could learn"),
             Self::Signal(9) => f.write_str("signal 9, SIGKILL: from outside, possibly because memory ran out"),
             Self::Signal(signal) => match signal_name(*signal) {
                 Some(name) => write!(f, "signal {signal}, {name}"),
@@ -235,6 +239,8 @@ pub struct Assignment {
 /// One thing to do. The shell performs them in order.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
+    /// Write this down for a successor, before what follows is done.
+    Record(Entry),
     /// Start a local worker for a slot.
     Spawn {
         /// The slot.

@@ -5,6 +5,7 @@
 
 use crate::cluster::Cluster;
 use crate::event::{Action, Assignment, Event, WorkerId};
+use crate::journal::Entry;
 use crate::state::{Member, Phase, Process};
 use common::exit::Exit;
 use common::ids::{Generation, ImagesSeen, Rank};
@@ -69,6 +70,7 @@ fn slots_have_one_worker(cluster: &Cluster) -> bool {
 pub struct History {
     places: BTreeMap<(Generation, Rank), WorkerId>,
     formed: BTreeMap<Generation, Assignment>,
+    recorded: BTreeSet<Generation>,
     finished: u32,
     generation: Generation,
     images: ImagesSeen,
@@ -76,6 +78,12 @@ pub struct History {
 }
 
 impl History {
+    /// Another coordinator has taken the run over. It may know less than the one before; what was ordered stays ordered.
+    pub fn taken_over(&mut self, by: &Cluster) {
+        (self.generation, self.images) = (by.generation, by.images());
+        self.stored = by.newest.as_ref().map(|stored| stored.images).unwrap_or_default();
+    }
+
     /// Takes note of one step. `before` is the state it started from.
     ///
     /// # Errors
@@ -123,6 +131,9 @@ impl History {
     fn observe_action(&mut self, action: &Action, before: &Cluster, after: &Cluster) -> Result<(), Broken> {
         match action {
             Action::Assign { worker, session, assignment } => {
+                if !self.recorded.contains(&assignment.generation) {
+                    return Err("a place is given only after its generation is written down");
+                }
                 let place = (assignment.generation, assignment.rank);
                 let holder = self.places.entry(place).or_insert_with(|| worker.clone()).clone();
                 let held = self.places.iter().filter(|((g, _), w)| *g == assignment.generation && *w == worker);
@@ -184,8 +195,10 @@ impl History {
                     return Err("only the generation at work is asked to regroup");
                 }
             }
+            Action::Record(Entry::Formed { generation, .. }) => _ = self.recorded.insert(*generation),
             Action::Finish(_) => self.finished += 1,
-            Action::Welcome { .. }
+            Action::Record(_)
+            | Action::Welcome { .. }
             | Action::Abort { .. }
             | Action::SendStop { .. }
             | Action::SendCheckpoint { .. }

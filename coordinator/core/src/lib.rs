@@ -23,6 +23,8 @@
 //! | `membership` | losses, and one generation after another |
 //! | `watch` | the generation at work: what it is asked for, and whether a rank hangs |
 //! | `slots` | places on this machine, and the processes in them |
+//! | [`journal`] | what another coordinator has to know to go on |
+//! | `takeover` | going on in the place of another coordinator |
 //! | `ending` | how a run is ended, and the exit code it earns |
 //! | `verdict` | what the facts say about one worker |
 //! | [`invariants`] | what always holds, checked in debug builds and by the property tests |
@@ -31,16 +33,19 @@ pub mod cluster;
 mod ending;
 pub mod event;
 pub mod invariants;
+pub mod journal;
 mod membership;
 pub mod reason;
 mod slots;
 pub mod state;
 pub mod step;
+mod takeover;
 pub mod verdict;
 mod watch;
 
 pub use cluster::{Cluster, PAUSE};
 pub use event::{Action, Assignment, Command, Event, ExitStatus, Force, SessionId, Standing, Stored, WorkerId};
+pub use journal::{Entry, Memory};
 pub use reason::{Cause, Reason, Refusal};
 pub use state::{Link, Loss, Member, OnLoss, Phase, Policy, Process};
 pub use step::step;

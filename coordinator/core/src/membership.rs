@@ -5,6 +5,7 @@
 
 use crate::cluster::{Cluster, Ending, Formation, Stop};
 use crate::event::{Action, Assignment, SessionId, WorkerId};
+use crate::journal::Entry;
 use crate::reason::{Cause, Reason, Refusal, name};
 use crate::state::{Link, Loss, Member, OnLoss, Phase, Process};
 use crate::verdict::{Fate, fate, is_fatal};
@@ -166,7 +167,7 @@ impl Cluster {
         eligible.extend(self.hands_over(&eligible));
         let mut rollback = std::mem::take(&mut self.strikes.rollback);
         let mut redraw = std::mem::take(&mut self.strikes.redraw);
-        let (over, mut latest) = (self.generation, self.generation);
+        let (over, mut latest) = (self.generation, self.generation.max(self.used));
         for member in self.members.values_mut() {
             let standing = &member.standing;
             latest = latest.max(standing.generation);
@@ -178,6 +179,7 @@ impl Cluster {
             (member.rank, member.out) = (None, false);
         }
         self.generation = Generation(latest.0 + 1);
+        self.used = self.generation;
         let held: Vec<Generation> = (eligible.iter().filter_map(|worker| self.members.get(worker)))
             .filter(|member| member.standing.has_state)
             .map(|member| member.standing.generation)
@@ -211,6 +213,7 @@ impl Cluster {
         self.formation =
             Formation { peers, resume, rollback, redraw, progressed: now, moved: now, ..Formation::default() };
         self.phase = Phase::Running;
+        actions.push(Action::Record(self.formed(&eligible)));
         actions.push(Action::Report(Reason::Formed { generation: self.generation, world: self.world() }));
         for worker in &eligible {
             if let Some(session) = self.members.get(worker).and_then(Member::session) {
@@ -263,6 +266,9 @@ impl Cluster {
             return self.drain(Ending::Finished, now, actions);
         }
         let waited = now.saturating_sub(self.formation.over.unwrap_or(now));
+        if self.expects_members() {
+            return;
+        }
         if !self.all_are_out(waited, now, actions) {
             return;
         }
@@ -308,6 +314,10 @@ impl Cluster {
             if !holders.is_empty() && failures < most {
                 // whoever is left stores the state, however few they are
                 return self.form(holders, now, actions);
+            }
+            // the last ones went without a word that was heard; what they held is safe all the same
+            if holders.is_empty() && self.newest.as_ref().is_some_and(|newest| newest.images >= self.images) {
+                return self.drain(Ending::Finished, now, actions);
             }
             let reason = stop.verdict.clone().unwrap_or_else(|| match self.losses.back() {
                 _ if failures >= most => Reason::CrashLoop { failures, images: self.images, last },
@@ -384,12 +394,13 @@ impl Cluster {
             return self.drain(Ending::Failure(reason), now, actions);
         }
         actions.push(Action::Report(reason.clone()));
-        self.want_stop(Some(reason), now);
+        self.want_stop(Some(reason), now, actions);
     }
 
     /// From now on the run is to end with a checkpoint, for which it gets as many attempts as for any step.
-    pub(crate) fn want_stop(&mut self, verdict: Option<Reason>, now: Duration) {
+    pub(crate) fn want_stop(&mut self, verdict: Option<Reason>, now: Duration, actions: &mut Vec<Action>) {
         if self.stop.is_none() {
+            actions.push(Action::Record(Entry::Stopping { verdict: verdict.clone() }));
             self.stop = Some(Stop { since: now, verdict });
             (self.strikes.count, self.strikes.rollback) = (0, false);
         }

@@ -2,11 +2,11 @@
 
 use crate::event::{ExitStatus, WorkerId};
 use common::ids::{Generation, ImagesSeen, Rank};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// Why a worker counts as lost.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "cause")]
 pub enum Cause {
     /// Its process ended without a farewell.
@@ -102,7 +102,7 @@ pub enum Refusal {
 }
 
 /// Why the cluster changed its phase or ended.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "reason")]
 pub enum Reason {
     /// Everybody is here.

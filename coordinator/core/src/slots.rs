@@ -4,6 +4,7 @@
 use crate::cluster::{Cluster, Departing};
 use crate::ending::ask;
 use crate::event::{Action, Force, WorkerId};
+use crate::journal::Entry;
 use crate::reason::{Cause, Reason};
 use crate::state::{Member, Process, Slot};
 use crate::verdict::is_fatal;
@@ -93,6 +94,7 @@ impl Cluster {
         if self.policy.local > 0 && local > self.slots.len() {
             self.slots.resize(local, Slot::default());
         }
+        actions.push(Action::Record(Entry::Wanted(workers)));
         actions.push(Action::Report(Reason::Scaled { workers }));
     }
 

@@ -50,6 +50,14 @@ impl Policy {
     pub fn reconnect(&self) -> Duration {
         self.patience.min(Duration::from_secs(2))
     }
+
+    /// How long a coordinator that takes a run over waits for each member of the generation at work, while nothing else
+    /// shows that it lives: a worker that is away looks for its coordinator at least once in a patience, and one look may
+    /// take another.
+    #[must_use]
+    pub fn takeover(&self) -> Duration {
+        self.patience.saturating_mul(3)
+    }
 }
 
 /// Where a run stands.
@@ -74,7 +82,7 @@ pub enum Phase {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Link {
-    /// It has not joined yet.
+    /// It has not joined this coordinator yet.
     Awaited,
     /// It is connected.
     Up {

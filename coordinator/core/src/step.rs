@@ -6,6 +6,7 @@
 use crate::cluster::{Cluster, Ending, Strikes};
 use crate::event::{Action, Command, Event, ExitStatus, SessionId, Standing, Stored, WorkerId};
 use crate::invariants;
+use crate::journal::Entry;
 use crate::reason::{Cause, Reason, Refusal};
 use crate::state::{Farewell, Link, Member, Phase, Process};
 use common::ids::{Generation, ImagesSeen};
@@ -52,7 +53,7 @@ impl Cluster {
             Event::Progress { worker, session, standing } => self.heard(&worker, session, standing, now, actions),
             Event::Stored { worker, session, generation, stored } => {
                 if self.on_session(&worker, session, now).is_some() && generation >= self.forked {
-                    self.committed(generation, stored);
+                    self.committed(generation, stored, actions);
                 }
             }
             Event::Left { worker, session, exit, message, images } => {
@@ -71,13 +72,17 @@ impl Cluster {
                 }
             }
             Event::ChildExited { worker, status, last_error } => {
-                self.departing.remove(&worker);
+                if self.departing.remove(&worker).is_some() {
+                    actions.push(Action::Record(Entry::Ended { worker: worker.clone() }));
+                }
                 if let Some(member) = self.members.get_mut(&worker)
                     && matches!(member.process, Process::Alive { .. })
                 {
+                    actions.push(Action::Record(Entry::Ended { worker: worker.clone() }));
                     member.process = Process::Gone { at: now, status, last_error };
                     let forced = self.drain.as_ref().is_some_and(|drain| drain.forced.is_some());
-                    if member.has_finished() && status != ExitStatus::Code(0) && !forced {
+                    let clean = matches!(status, ExitStatus::Code(0) | ExitStatus::Unknown);
+                    if member.has_finished() && !clean && !forced {
                         actions.push(Action::Report(Reason::UncleanExit { worker, status }));
                     }
                 }
@@ -88,6 +93,7 @@ impl Cluster {
 
     /// A local worker was started. It is watched from now on, even if nobody waits for it any more.
     fn started(&mut self, slot: u32, worker: WorkerId, pid: u32, now: Duration, actions: &mut Vec<Action>) {
+        actions.push(Action::Record(Entry::Started { slot, worker: worker.clone(), pid }));
         let free = self.is_empty(slot) && self.slots.get(slot as usize).is_some_and(|place| place.taken);
         let process = Process::Alive { pid };
         let member = self.members.entry(worker.clone()).or_insert_with(|| Member::new(process.clone(), None, now));
@@ -104,11 +110,14 @@ impl Cluster {
         }
     }
 
-    fn committed(&mut self, generation: Generation, stored: Stored) {
+    fn committed(&mut self, generation: Generation, stored: Stored, actions: &mut Vec<Action>) {
         if self.newest.as_ref().is_none_or(|newest| stored.images > newest.images) {
             self.divergences = 0;
         }
         if self.newest.as_ref().is_none_or(|newest| stored.images >= newest.images) {
+            if self.newest.as_ref() != Some(&stored) {
+                actions.push(Action::Record(Entry::Stored(stored.clone())));
+            }
             (self.newest, self.newest_from) = (Some(stored), generation);
         }
     }
@@ -177,6 +186,15 @@ impl Cluster {
             Action::Abort { worker, session, generation: theirs, reason }
         };
         match (member.is_placed(), ready) {
+            // an earlier coordinator placed it there, and this one does not know with whom
+            (true, _) if theirs > ours => {
+                member.out |= ready;
+                let why = format!("worker {worker} is in {theirs}, of which nothing is written down");
+                if !ready {
+                    actions.push(abort(&why));
+                }
+                self.end_generation(why, false, now, actions);
+            }
             (true, _) if theirs == ours => {
                 member.out |= ready;
                 self.got_on(worker, &last, now);
@@ -241,7 +259,7 @@ impl Cluster {
         match (command, self.phase) {
             (Command::Kill, _) => self.drain(Ending::Kill, now, actions),
             (Command::Stop, Phase::Gathering) => self.drain(Ending::Withdraw, now, actions),
-            (Command::Stop, Phase::Running | Phase::Reconfiguring) => self.want_stop(None, now),
+            (Command::Stop, Phase::Running | Phase::Reconfiguring) => self.want_stop(None, now, actions),
             (Command::Stop, Phase::Draining | Phase::Done | Phase::Failed) => {}
             (Command::Checkpoint, Phase::Running | Phase::Reconfiguring) => self.checkpoint_wanted = true,
             (Command::Checkpoint, _) => actions.push(Action::Report(Reason::NothingToStore)),

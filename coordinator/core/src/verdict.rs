@@ -6,17 +6,17 @@ use crate::reason::{Cause, Reason};
 use crate::state::{Link, Member, Phase, Process};
 use common::exit::Exit;
 use common::ids::ImagesSeen;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// Between the exit of a process that is still connected and the judgement on it: its farewell may be on its way.
 pub const SETTLE: Duration = Duration::from_millis(500);
 
 /// How a run ended.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
     /// Exit code of the coordinator, as `common::exit::Exit` numbers it.
-    #[serde(serialize_with = "as_code")]
+    #[serde(serialize_with = "as_code", deserialize_with = "from_code")]
     pub exit: Exit,
     /// Why.
     pub reason: Reason,
@@ -28,6 +28,11 @@ pub struct Outcome {
 
 fn as_code<S: serde::Serializer>(exit: &Exit, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_u8(*exit as u8)
+}
+
+fn from_code<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Exit, D::Error> {
+    let code = u8::deserialize(deserializer)?;
+    Exit::from_code(i32::from(code)).ok_or_else(|| serde::de::Error::custom(format!("{code} is no exit code of ours")))
 }
 
 /// What the facts say about one worker.
@@ -73,6 +78,11 @@ pub(crate) fn fate(cluster: &Cluster, member: &Member, now: Duration) -> Fate {
         }
     };
     match member.link {
+        // it had its place from another coordinator, and looks for this one
+        Link::Awaited if member.is_placed() => {
+            let late = now > lives(member.since) + cluster.policy.takeover();
+            if late { Fate::Lost(Cause::Disconnected { for_: now - member.since }) } else { Fate::Fine }
+        }
         Link::Awaited if cluster.phase != Phase::Gathering && now > member.since + cluster.policy.startup => {
             Fate::Lost(Cause::Silent { for_: now - member.since })
         }

@@ -37,7 +37,7 @@ impl Cluster {
         }
         if let (None, Some(reason)) = (&self.stop, self.all_leave(now)) {
             actions.push(Action::Report(reason.clone()));
-            self.want_stop(Some(reason), now);
+            self.want_stop(Some(reason), now, actions);
         }
         if self.stop.is_some() {
             return self.drain(Ending::Stop, now, actions);

@@ -191,6 +191,8 @@ impl World {
                 return Ok(());
             }
             Action::Report(reason) => return self.judge_report(&reason),
+            // a coordinator that dies has no successor here: its workers become orphans
+            Action::Record(_) => return Ok(()),
             Action::Finish(outcome) => return self.conclude_run(&outcome),
             Action::Refuse { session, refusal } => {
                 tell!(self, "refused: {refusal}");

@@ -170,6 +170,6 @@ mod tests {
         };
         assert!(why(rpc::Assign { rank: 1, ..assign.clone() }).contains("rank 1 of 1"));
         assert!(why(rpc::Assign { secret: vec![0; 31], ..assign.clone() }).contains("31 bytes"));
-        assert!(config(&rpc::Welcome { config: "{}".into() }).is_err());
+        assert!(config(&rpc::Welcome { config: "{}".into(), epoch: 1 }).is_err());
     }
 }

@@ -9,11 +9,13 @@
 mod error;
 mod join;
 mod link;
+mod lookup;
 mod session;
 mod shared;
 
 pub use error::AgentError;
 pub use join::{Assignment, JoinInfo};
+pub use lookup::{CONTROL, Seat};
 pub use worker_core::{Activity, Commands, Progress};
 
 use common::config::resolved::RunConfig;
@@ -138,6 +140,8 @@ impl Agent {
                 runtime.block_on(link.run());
                 // the receiver may be gone: nobody waits for this thread
                 let _ = ended_sender.send(());
+                // nor does it wait for a store
+                runtime.shutdown_background();
             })
             .map_err(AgentError::Thread)?;
         loop {
@@ -185,6 +189,12 @@ impl Agent {
     #[must_use]
     pub fn waiting(&self) -> Arc<AtomicBool> {
         Arc::clone(self.shared.waiting())
+    }
+
+    /// `look` finds where the coordinator is now, if another one has taken the run over: it may block, and is called from a
+    /// thread of its own, now and then, while nobody answers.
+    pub fn look_up(&self, look: impl Fn() -> Option<Seat> + Send + Sync + 'static) {
+        self.shared.lookup.set(look);
     }
 
     /// For whoever hears that this worker has to go.

@@ -3,13 +3,14 @@
 use crate::Order;
 use crate::error::AgentError;
 use crate::join::{self, Assignment, JoinInfo};
+use crate::lookup::{Search, Seat};
 use crate::session::{self, End};
 use crate::shared::Shared;
 use common::config::resolved::RunConfig;
 use rpc::from_worker::Body;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 use tonic::transport::Endpoint;
 use worker_core::{Away, Effect, Outbox, Retry, Word};
 
@@ -32,6 +33,9 @@ pub(crate) struct Link {
     /// The coordinator has answered the join.
     pub welcomed: bool,
     orders: mpsc::Sender<Order>,
+    /// The highest number of a coordinator that was seen.
+    epoch: u64,
+    search: Search,
 }
 
 impl Link {
@@ -41,7 +45,8 @@ impl Link {
         inbox: tokio::sync::mpsc::Receiver<Body>,
         orders: mpsc::Sender<Order>,
     ) -> Self {
-        Self { terms, shared, inbox, outbox: Outbox::default(), welcomed: false, orders }
+        let (epoch, search) = (0, Search::of_this_process());
+        Self { terms, shared, inbox, outbox: Outbox::default(), welcomed: false, orders, epoch, search }
     }
 
     /// Hands an order to the training thread, which hears it when it next waits for one.
@@ -56,6 +61,29 @@ impl Link {
             self.terms.patience = join::patience(&config);
             self.terms.orphan_patience = join::orphan_patience(&config);
             self.order(Order::Welcome(Box::new(config)));
+        }
+    }
+
+    /// Whether a coordinator of this number is to be obeyed.
+    pub(crate) fn heeds(&mut self, epoch: u64) -> bool {
+        let latest = epoch >= self.epoch;
+        self.epoch = self.epoch.max(epoch);
+        latest
+    }
+
+    /// Goes to where a coordinator was found, unless it is one that has been replaced. Says whether that is another place.
+    fn turn_to(&mut self, seat: &Seat) -> bool {
+        match join::endpoint(&seat.address) {
+            Ok(endpoint) if seat.epoch >= self.epoch && endpoint.uri() != self.terms.endpoint.uri() => {
+                tracing::info!("looking for coordinator {} of this run at {}", seat.epoch, seat.address);
+                self.terms.endpoint = endpoint;
+                true
+            }
+            Ok(_) => false,
+            Err(error) => {
+                tracing::debug!("coordinator {} is at no address: {error}", seat.epoch);
+                false
+            }
         }
     }
 
@@ -105,7 +133,13 @@ impl Link {
                 tracing::debug!("no connection to the coordinator: {why}");
             }
             match away.broken(alive, self.terms.patience, self.limit(), began.elapsed()) {
-                Retry::After(pause) => sleep(pause).await,
+                Retry::After(pause) => {
+                    let shared = Arc::clone(&self.shared);
+                    let found = self.search.pause(&shared.lookup, pause, self.terms.patience / 2).await;
+                    if found.is_some_and(|seat| self.turn_to(&seat)) {
+                        away.hurry();
+                    }
+                }
                 Retry::TooLong(waited) if self.welcomed => {
                     tracing::warn!("no coordinator for {:.1} s: this worker is on its own", waited.as_secs_f64());
                     self.shared.with_place(worker_core::Place::orphan);

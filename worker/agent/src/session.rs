@@ -186,6 +186,8 @@ async fn farewell_read(mut incoming: Streaming<ToWorker>, patience: Duration) ->
 
 fn obey(link: &mut Link, message: ToWorker) -> Option<End> {
     match message.body? {
+        to_worker::Body::Beat(beat) if !link.heeds(beat.epoch) => return Some(outdated(beat.epoch)),
+        to_worker::Body::Welcome(welcome) if !link.heeds(welcome.epoch) => return Some(outdated(welcome.epoch)),
         to_worker::Body::Beat(beat) => link.outbox.confirm(beat.received),
         to_worker::Body::Checkpoint(_) => hear(link, Word::Checkpoint),
         to_worker::Body::Refused(refused) => return Some(End::Refused(refused.message)),
@@ -211,6 +213,11 @@ fn hear(link: &Link, word: Word) {
     if let Effect::Leave { reason } = link.shared.obey(word) {
         link.order(Order::Stop { reason });
     }
+}
+
+/// The coordinator does not know yet that another one has taken the run over.
+fn outdated(epoch: u64) -> End {
+    End::Broken { why: format!("coordinator {epoch} of this run has been replaced by a later one"), alive: false }
 }
 
 /// An error with its causes: the outermost alone often says only "transport error".

@@ -2,6 +2,7 @@
 //!
 //! What an order means for a worker's place is `worker_core`'s; here it is only shared.
 
+use crate::lookup::Lookup;
 use common::ids::ImagesSeen;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -39,6 +40,8 @@ pub(crate) struct Shared {
     /// Whether there is a command: the usual answer is no, and then one read is all.
     commanded: AtomicBool,
     seat: Mutex<Seat>,
+    /// Where else a coordinator may be.
+    pub(crate) lookup: Lookup,
     /// Wakes the background thread, to say at once where the worker stands.
     pub(crate) changed: Notify,
 }

@@ -1,6 +1,6 @@
 //! The agent against a scripted coordinator on loopback: join, progress, commands, reconnection, orphanage, farewell.
 
-use agent::{Activity, Agent, AgentError, Assignment, Commands, JoinInfo, Next, Progress, Stored};
+use agent::{Activity, Agent, AgentError, Assignment, Commands, JoinInfo, Next, Progress, Seat, Stored};
 use common::exit::Exit;
 use common::ids::{Generation, ImagesSeen, Rank};
 use rpc::control_server::{Control, ControlServer};
@@ -100,7 +100,7 @@ fn welcome(patience: Duration, orphan_patience: Duration) -> to_worker::Body {
     let mut config: serde_json::Value = serde_json::from_str(include_str!("run.json")).unwrap();
     config["cluster"]["patience_s"] = patience.as_secs_f64().into();
     config["cluster"]["orphan_patience_s"] = orphan_patience.as_secs_f64().into();
-    to_worker::Body::Welcome(rpc::Welcome { config: config.to_string() })
+    to_worker::Body::Welcome(rpc::Welcome { config: config.to_string(), epoch: 0 })
 }
 
 fn assign(generation: u64) -> to_worker::Body {
@@ -243,7 +243,7 @@ fn a_broken_stream_is_mended_and_nothing_queued_is_lost() {
     assert_eq!(coordinator.hear_until(&mut stream, tick), "1");
     assert_eq!(coordinator.hear_until(&mut stream, tick), "2");
     // the first is confirmed, the second is not: it comes again
-    coordinator.say(&stream, to_worker::Body::Beat(rpc::Beat { received: 1 }));
+    coordinator.say(&stream, to_worker::Body::Beat(rpc::Beat { received: 1, epoch: 0 }));
     coordinator.say(&stream, to_worker::Body::Checkpoint(rpc::Checkpoint {}));
     wait_for("what was said before the checkpoint is read", || agent.commands().checkpoint_now);
     drop(stream);
@@ -363,4 +363,46 @@ fn refusal_stop_and_silence_before_a_place_are_errors_of_their_own() {
     assert_eq!(error.exit(), Exit::Network);
     let error = Agent::connect("nowhere", "x", info(), PATIENCE).unwrap_err();
     assert!(matches!(error, AgentError::Address { .. }), "{error}");
+}
+
+fn beat(epoch: u64) -> to_worker::Body {
+    to_worker::Body::Beat(rpc::Beat { received: 0, epoch })
+}
+
+#[test]
+fn a_coordinator_that_was_replaced_is_not_obeyed() {
+    let (mut coordinator, stream, agent) = joined(PATIENCE, LONG);
+    coordinator.say(&stream, beat(2));
+    coordinator.say(&stream, to_worker::Body::Checkpoint(rpc::Checkpoint {}));
+    wait_for("the wish of the second coordinator", || agent.commands().checkpoint_now);
+    drop(stream);
+    // the first one is back, and does not know
+    let first = coordinator.accept();
+    coordinator.say(&first, beat(1));
+    coordinator.say(&first, to_worker::Body::Stop(rpc::Stop { reason: "old".into(), generation: 3 }));
+    let second = coordinator.accept();
+    coordinator.say(&second, beat(2));
+    coordinator.say(&second, to_worker::Body::Checkpoint(rpc::Checkpoint {}));
+    wait_for("the second coordinator is obeyed", || agent.commands().checkpoint_now);
+    assert!(agent.commands().is_empty(), "and the first was not");
+}
+
+#[test]
+fn a_coordinator_that_has_taken_over_is_found_where_the_store_says() {
+    let (coordinator, stream, agent) = joined(PATIENCE, LONG);
+    let mut second = Coordinator::start();
+    let seat = Seat { epoch: 2, address: second.address.to_string() };
+    agent.look_up(move || Some(seat.clone()));
+    agent.tick("1".into());
+    coordinator.server.abort();
+    drop(stream);
+    drop(coordinator);
+    let mut stream = second.accept();
+    assert!(matches!(second.hear(&mut stream), Body::Join(_)));
+    let tick = |body| match body {
+        Body::Tick(tick) => Some(tick.event),
+        _ => None,
+    };
+    assert_eq!(second.hear_until(&mut stream, tick), "1", "nothing is lost on the way");
+    assert!(!agent.commands().orphaned);
 }

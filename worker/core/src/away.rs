@@ -53,6 +53,11 @@ impl Away {
         self.pause = (self.pause * 2).min(PAUSE_MAX).min(patience / 4).min(limit / 4);
         Retry::After(pause)
     }
+
+    /// Somebody was found elsewhere: the next try but one comes as soon as if this were the first.
+    pub fn hurry(&mut self) {
+        self.pause = PAUSE_MIN;
+    }
 }
 
 #[cfg(test)]

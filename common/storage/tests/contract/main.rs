@@ -2,6 +2,7 @@
 
 mod commit;
 mod faults;
+mod lease;
 mod s3_contract;
 mod suite;
 mod support;

@@ -66,6 +66,7 @@ async fn s3_contract() {
 
     suite::run(&store).await;
     suite::race(&store.run("race").unwrap()).await;
+    crate::lease::race(&store.run("lease-race").unwrap()).await;
     let all = Findings { create_only_honoured: true, read_back: true, ranged_get: true, listed: true, deleted: true };
     assert_eq!(store.run("probe").unwrap().probe().await.unwrap(), all);
 

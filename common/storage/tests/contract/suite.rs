@@ -13,7 +13,8 @@ pub async fn run(store: &Store) {
     files(&store.run("files").unwrap()).await;
     checkpoints(&store.run("checkpoints").unwrap()).await;
     incomplete(&store.run("incomplete").unwrap()).await;
-    assert_eq!(store.runs().await.unwrap(), ["blobs", "checkpoints", "files", "incomplete", "large"]);
+    crate::lease::run(&store.run("lease").unwrap()).await;
+    assert_eq!(store.runs().await.unwrap(), ["blobs", "checkpoints", "files", "incomplete", "large", "lease"]);
 }
 
 async fn blobs(run: &Run) {

@@ -4,7 +4,9 @@ use crate::look::is_stop;
 use crate::run::{CLOCK, PATIENCE, Run, STEP, policy};
 use common::exit::Exit;
 use common::ids::ImagesSeen;
-use coordinator_core::{Action, Cause, Command, Event, ExitStatus, Force, Phase, Policy, Reason, Refusal, SessionId};
+use coordinator_core::{
+    Action, Cause, Command, Entry, Event, ExitStatus, Force, Phase, Policy, Reason, Refusal, SessionId,
+};
 use std::time::Duration;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -184,7 +186,8 @@ fn a_kill_forces_everybody_at_once_and_a_second_one_waits_for_nobody() {
     assert_eq!(kills(&run, mark), [(0, Force::Kill), (1, Force::Kill)]);
     assert!(run.cluster.outcome().is_none());
     let actions = run.operator(Command::Kill);
-    assert!(matches!(&actions[..], [Action::Finish(outcome)] if outcome.exit == Exit::Interrupted));
+    let [Action::Record(Entry::Over(written)), Action::Finish(outcome)] = &actions[..] else { panic!("{actions:?}") };
+    assert_eq!((written, outcome.exit), (outcome, Exit::Interrupted));
     let mut run = Run::started(policy(2));
     run.operator(Command::Kill);
     assert_eq!(run.ends(SECOND).reason, Reason::Killed);

@@ -8,3 +8,4 @@ mod model;
 mod places;
 mod random;
 mod run;
+mod takeover;

@@ -5,7 +5,7 @@ use crate::run::{PATIENCE, Run, policy};
 use common::exit::Exit;
 use common::ids::{Generation, ImagesSeen};
 use coordinator_core::{
-    Action, Command, Event, ExitStatus, OnLoss, Policy, Reason, SessionId, Standing, Stored, WorkerId,
+    Action, Command, Entry, Event, ExitStatus, OnLoss, Policy, Reason, SessionId, Standing, Stored, WorkerId,
 };
 use proptest::prelude::*;
 use std::time::Duration;
@@ -29,6 +29,8 @@ enum Fault {
     LosesItsGeneration(usize),
     Arrives,
     CoordinatorStops(u64),
+    /// Another one takes over after this time, perhaps without the last entry.
+    CoordinatorDies(u64, bool),
     Orders(Command),
 }
 
@@ -49,6 +51,7 @@ fn any_fault() -> impl Strategy<Value = Fault> {
         3 => who().prop_map(Fault::LosesItsGeneration),
         2 => Just(Fault::Arrives),
         2 => (0u64..20_000).prop_map(Fault::CoordinatorStops),
+        3 => (0u64..8000, any::<bool>()).prop_map(|(away, torn)| Fault::CoordinatorDies(away, torn)),
         2 => (0u32..6).prop_map(|workers| Fault::Orders(Command::Scale(workers))),
         2 => Just(Fault::Orders(Command::Checkpoint)),
     ]
@@ -103,6 +106,18 @@ impl Run {
             return match fault {
                 Fault::Arrives => drop(self.arrive()),
                 Fault::CoordinatorStops(ms) => self.stop_coordinator(Duration::from_millis(ms)),
+                Fault::CoordinatorDies(away, torn) => {
+                    self.kill_coordinator();
+                    self.pass(Duration::from_millis(away));
+                    // what was ordered for the operator is not torn off here: nobody would wait for it any more
+                    let loses = |entry: &Entry| {
+                        !matches!(entry, Entry::Begun { .. } | Entry::Stopping { .. } | Entry::Wanted(_))
+                    };
+                    if torn && self.journal.len() > 1 && self.journal.last().is_some_and(loses) {
+                        self.journal.pop();
+                    }
+                    self.take_over(false);
+                }
                 Fault::Orders(command) => drop(self.operator(command)),
                 _ => {}
             };
@@ -309,13 +324,18 @@ proptest! {
         policy in any_policy(),
         local in 0u32..4,
         history in prop::collection::vec((any_event(), 0u64..1500), 0..80),
+        takeovers in prop::collection::vec(0u32..80, 0..3),
     ) {
         let end = policy.startup * 3 + policy.patience * 3 + policy.stop + 30 * SECOND;
         let total = ImagesSeen(250);
         let mut run = Run::without_workers(Policy { local: local.min(policy.workers), total, ..policy });
-        for (event, pause) in history {
+        for (number, (event, pause)) in (0..).zip(history) {
             run.pass(Duration::from_millis(pause));
             run.feed(event);
+            if takeovers.contains(&number) && !run.cluster.is_over() {
+                run.kill_coordinator();
+                run.take_over(number % 2 == 0);
+            }
         }
         prop_assert!(run.until(end, |run| run.cluster.is_over()), "no end: {:?}", run.cluster);
         // and nothing but refusals afterwards, which the history checks

@@ -3,7 +3,9 @@
 use crate::model::{Answer, Net, Together, Worker, step_together};
 use common::ids::{Generation, ImagesSeen};
 use coordinator_core::invariants::History;
-use coordinator_core::{Action, Cluster, Event, ExitStatus, Force, OnLoss, Policy, SessionId, Stored, WorkerId, step};
+use coordinator_core::{
+    Action, Cluster, Entry, Event, ExitStatus, Force, Memory, OnLoss, Policy, SessionId, Stored, WorkerId, step,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -59,6 +61,7 @@ pub struct Run {
     pub notice: u64,
     /// Images of the newest checkpoint that was really written.
     pub stored: ImagesSeen,
+    policy: Policy,
     total: ImagesSeen,
     idle: bool,
     queue: BTreeMap<(Duration, u64), Item>,
@@ -66,6 +69,12 @@ pub struct Run {
     sessions: u64,
     /// The coordinator stands still until then.
     stopped_until: Duration,
+    /// What coordinators wrote down.
+    pub journal: Vec<Entry>,
+    /// When the present coordinator began.
+    since: Duration,
+    /// There is no coordinator.
+    pub headless: bool,
 }
 
 impl Run {
@@ -76,8 +85,10 @@ impl Run {
     pub fn with(policy: Policy, newest: Option<Stored>) -> Self {
         let stored = newest.as_ref().map(|stored| stored.images).unwrap_or_default();
         let total = policy.total;
+        let begun = Entry::Begun { generation: Generation(0), went_back: Generation(0), newest: newest.clone() };
         let mut run = Self {
-            cluster: Cluster::new(policy, Generation(0), newest),
+            cluster: Cluster::new(policy.clone(), Generation(0), newest),
+            policy,
             history: History::default(),
             now: Duration::ZERO,
             log: Vec::new(),
@@ -93,6 +104,9 @@ impl Run {
             order: 0,
             sessions: 0,
             stopped_until: Duration::ZERO,
+            journal: vec![begun],
+            since: Duration::ZERO,
+            headless: false,
         };
         run.schedule(Duration::ZERO, Item::Clock);
         run.schedule(STEP, Item::Step);
@@ -119,11 +133,17 @@ impl Run {
     /// Hands one event to the cluster, checks what always holds, and performs what is ordered.
     pub fn feed(&mut self, event: Event) -> Vec<Action> {
         let before = self.cluster.clone();
-        let actions = step(&mut self.cluster, event.clone(), self.now);
+        if self.headless {
+            return Vec::new();
+        }
+        let actions = step(&mut self.cluster, event.clone(), self.now - self.since);
         self.history.observe(&before, &event, &actions, &self.cluster).unwrap_or_else(|broken| {
             panic!("{broken}\nevent: {event:?}\nactions: {actions:?}\nbefore: {before:?}\nafter: {:?}", self.cluster)
         });
         for action in &actions {
+            if let Action::Record(entry) = action {
+                self.journal.push(entry.clone());
+            }
             self.log.push((self.now, action.clone()));
             if !self.idle {
                 self.perform(action);
@@ -158,7 +178,7 @@ impl Run {
                 let Some(index) = self.find(worker) else { return };
                 (index, *session)
             }
-            Action::Report(_) | Action::Finish(_) => return,
+            Action::Record(_) | Action::Report(_) | Action::Finish(_) => return,
         };
         if self.workers[worker].session != Some(session) || self.workers[worker].deaf {
             return;
@@ -217,6 +237,42 @@ impl Run {
         self.stopped_until = self.stopped_until.max(self.now + time);
     }
 
+    /// The coordinator is gone from one moment to the next; workers look for another one.
+    pub fn kill_coordinator(&mut self) {
+        self.headless = true;
+        self.queue.retain(|_, item| !matches!(item, Item::ToCore(_)));
+        for index in 0..self.workers.len() {
+            if self.workers[index].session.take().is_some() {
+                let soon = Duration::from_millis(100 + self.net.draw(400));
+                self.schedule(soon, Item::Join(index));
+            }
+        }
+    }
+
+    /// Another coordinator begins with what is written down; on this machine, unless `elsewhere`.
+    pub fn take_over(&mut self, elsewhere: bool) {
+        if elsewhere {
+            self.journal = self.journal.drain(..).filter_map(Entry::from_elsewhere).collect();
+        }
+        if self.stored > ImagesSeen(0) {
+            // the store is asked, too
+            let newest = Some(Stored { images: self.stored, manifest: format!("m{}", self.stored.0) });
+            self.journal.push(Entry::Begun { generation: Generation(0), went_back: Generation(0), newest });
+        }
+        self.journal = Memory::of(&self.journal).taken_over().entries();
+        let policy = self.policy.clone();
+        self.cluster = Cluster::recovered(policy, &self.journal);
+        self.history.taken_over(&self.cluster);
+        (self.headless, self.since) = (false, self.now);
+        for (worker, ..) in Memory::of(&self.journal).processes {
+            let dead = self.find(&worker).is_none_or(|index| !self.workers[index].alive);
+            if dead {
+                let exited = Event::ChildExited { worker, status: ExitStatus::Unknown, last_error: None };
+                self.schedule(Duration::ZERO, Item::ToCore(exited));
+            }
+        }
+    }
+
     /// A worker's stream breaks; it comes back after `away`.
     pub fn disconnect(&mut self, index: usize, away: Duration) {
         if let Some(session) = self.workers[index].session.take() {
@@ -238,7 +294,9 @@ impl Run {
         }
         if local {
             let exited = Event::ChildExited { worker: id, status, last_error: None };
-            self.send(true, Item::ToCore(exited));
+            if !self.headless {
+                self.send(true, Item::ToCore(exited));
+            }
         }
     }
 
@@ -294,7 +352,7 @@ impl Run {
         if !worker.alive || worker.left || worker.session.is_some() {
             return;
         }
-        if worker.paused || worker.mute || worker.deaf {
+        if worker.paused || worker.mute || worker.deaf || self.headless {
             return self.schedule(CLOCK, Item::Join(index));
         }
         self.sessions += 1;

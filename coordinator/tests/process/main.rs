@@ -1,5 +1,7 @@
 //! The coordinator binary with fake workers: every end that a run can take, and that nothing outlives it.
 
+mod takeover;
+
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::ExitStatusExt;

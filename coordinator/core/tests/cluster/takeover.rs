@@ -1,0 +1,294 @@
+//! Stories of coordinators that die, and of those that take over: what they know, what they must not do.
+
+use crate::look::{is_abort, is_spawn, is_stop};
+use crate::run::{CLOCK, PATIENCE, Run, STEP, policy};
+use common::exit::Exit;
+use common::ids::{Generation, ImagesSeen};
+use coordinator_core::{Action, Cause, Command, Entry, Phase, Policy, Reason};
+use std::time::Duration;
+
+const SECOND: Duration = Duration::from_secs(1);
+const LONG: Duration = Duration::from_secs(60);
+
+/// Workers of which the first `local` are started here.
+fn partly_local(workers: u32, local: u32) -> Run {
+    let mut run = Run::new(Policy { local, ..policy(workers) });
+    for _ in local..workers {
+        run.arrive();
+    }
+    assert!(run.until(LONG, |run| run.trains_with(workers) && run.images() > 3), "{:?}", run.cluster);
+    run
+}
+
+/// The coordinator dies, and another one takes over after `away`.
+fn replaced(run: &mut Run, away: Duration) {
+    run.kill_coordinator();
+    run.pass(away);
+    run.take_over(false);
+}
+
+fn is_formed(entry: &Entry) -> bool {
+    matches!(entry, Entry::Formed { .. })
+}
+
+fn is_disturbance(action: &Action) -> bool {
+    let quiet = matches!(
+        action,
+        Action::Welcome { .. } | Action::Record(Entry::Stored(_)) | Action::Report(Reason::NothingToStore)
+    );
+    !quiet
+}
+
+#[test]
+fn a_takeover_costs_no_step_and_orders_nothing() {
+    for away in [Duration::ZERO, SECOND, 60 * SECOND] {
+        let mut run = partly_local(3, 2);
+        let (mark, before) = (run.log.len(), run.images());
+        replaced(&mut run, away);
+        assert_eq!((run.phase(), run.generation()), (Phase::Running, 1));
+        let taken = run.now;
+        run.pass(10 * SECOND);
+        assert_eq!(run.orders(mark).filter(|action| is_disturbance(action)).collect::<Vec<_>>(), [] as [&Action; 0]);
+        assert!(run.trains_with(3) && run.generation() == 1);
+        let due = ((run.now - taken + away).as_millis() / STEP.as_millis()) as u64;
+        assert!(run.images() >= before + due - 10, "{} images after {before}, {due} were due", run.images());
+    }
+}
+
+#[test]
+fn wishes_reach_the_workers_that_were_taken_over() {
+    let mut run = partly_local(3, 3);
+    replaced(&mut run, SECOND);
+    run.pass(2 * SECOND);
+    run.operator(Command::Checkpoint);
+    assert!(run.until(5 * SECOND, |run| run.cluster.newest().is_some()));
+    run.operator(Command::Scale(2));
+    assert!(run.until(LONG, |run| run.trains_with(2)));
+    replaced(&mut run, SECOND);
+    assert_eq!((run.cluster.wanted(), run.cluster.newest().is_some()), (2, true), "what was wanted is remembered");
+    run.pass(5 * SECOND);
+    assert!(run.trains_with(2));
+    run.operator(Command::Stop);
+    assert_eq!(run.ends(LONG).exit, Exit::Ok);
+}
+
+#[test]
+fn who_is_still_on_its_way_is_alive_while_the_generation_gets_on() {
+    let mut run = partly_local(3, 0);
+    let (mark, lonely) = (run.log.len(), run.rank(2));
+    run.workers[lonely].deaf = true; // its messages to and from the coordinator are lost; its peers are not
+    replaced(&mut run, SECOND);
+    run.pass(policy(3).takeover() * 4);
+    assert!(run.trains_with(3) && run.count(mark, is_abort) == 0, "{:?}", run.cluster);
+    // it comes at last
+    run.workers[lonely].deaf = false;
+    run.pass(5 * SECOND);
+    assert!(run.trains_with(3) && run.generation() == 1);
+}
+
+#[test]
+fn one_that_died_meanwhile_is_lost_at_once_if_it_ran_here() {
+    let mut run = partly_local(3, 3);
+    run.kill_coordinator();
+    let victim = run.rank(1);
+    run.kill(victim);
+    run.pass(SECOND);
+    let mark = run.log.len();
+    run.take_over(false);
+    let taken = run.now;
+    assert!(run.until(LONG, |run| run.generation() >= 2));
+    assert!(run.now - taken < 2 * SECOND, "{:?}", run.now - taken);
+    assert!(matches!(run.cause(victim), Some(Cause::Exited { .. })));
+    assert!(run.until(LONG, |run| run.trains_with(3)));
+    assert_eq!(run.count(mark, is_spawn), 1, "only the dead one is replaced");
+}
+
+#[test]
+fn one_that_died_meanwhile_elsewhere_is_lost_after_its_time() {
+    let mut run = partly_local(3, 0);
+    run.kill_coordinator();
+    let victim = run.rank(1);
+    run.kill(victim);
+    run.pass(SECOND);
+    run.take_over(false);
+    let taken = run.now;
+    assert!(run.until(LONG, |run| run.trains_with(2)));
+    let waited = run.now - taken;
+    assert!(waited >= policy(3).takeover() && waited < policy(3).takeover() + 2 * SECOND, "{waited:?}");
+    assert!(matches!(run.cause(victim), Some(Cause::Disconnected { .. })));
+    assert_eq!(run.generation(), 3, "one number is left out");
+}
+
+#[test]
+fn the_first_to_report_a_loss_waits_for_those_that_are_still_looking() {
+    let mut run = partly_local(4, 0);
+    run.kill_coordinator();
+    run.kill(3);
+    for index in 0..3 {
+        run.trouble(index, "a peer is gone");
+    }
+    run.take_over(false);
+    assert!(run.until(LONG, |run| run.trains_with(3)));
+    assert_eq!(run.generation(), 3, "all three are in the first one that is formed");
+}
+
+#[test]
+fn when_all_are_gone_the_run_goes_on_from_its_checkpoint() {
+    let mut run = partly_local(2, 2);
+    run.operator(Command::Checkpoint);
+    assert!(run.until(5 * SECOND, |run| run.cluster.newest().is_some()));
+    let stored = run.stored;
+    run.kill_coordinator();
+    (0..2).for_each(|index| run.kill(index));
+    run.pass(SECOND);
+    let mark = run.log.len();
+    run.take_over(false);
+    assert!(run.until(LONG, |run| run.trains_with(2)));
+    assert_eq!(run.count(mark, is_spawn), 2);
+    let (_, first) = run.assignments(mark).remove(0);
+    assert_eq!(first.resume.map(|from| from.images), Some(stored));
+}
+
+#[test]
+fn a_stop_in_work_is_finished_by_the_successor() {
+    let mut run = partly_local(3, 2);
+    // nobody hears it before the coordinator dies
+    (0..3).for_each(|index| run.workers[index].deaf = true);
+    run.operator(Command::Stop);
+    run.pass(CLOCK);
+    run.kill_coordinator();
+    (0..3).for_each(|index| run.workers[index].deaf = false);
+    run.pass(SECOND);
+    let mark = run.log.len();
+    run.take_over(false);
+    let outcome = run.ends(LONG).clone();
+    assert!(matches!(outcome.reason, Reason::Stopped { .. }), "{outcome:?}");
+    assert!(run.count(mark, is_stop) >= 3 && run.count(mark, is_spawn) == 0);
+    assert_eq!(outcome.newest.map(|stored| stored.images), Some(run.stored));
+    assert!(matches!(run.journal.last(), Some(Entry::Over(_))));
+}
+
+#[test]
+fn a_withdrawal_in_work_is_finished_by_the_successor() {
+    let mut run = Run::new(policy(2));
+    run.pass(2 * CLOCK);
+    run.operator(Command::Stop);
+    replaced(&mut run, CLOCK);
+    assert_eq!(run.ends(LONG).reason, Reason::Withdrawn);
+}
+
+#[test]
+fn two_takeovers_in_a_row_are_like_one() {
+    let mut run = partly_local(3, 2);
+    let mark = run.log.len();
+    for away in [CLOCK, Duration::ZERO, 3 * SECOND] {
+        replaced(&mut run, away);
+        run.pass(300 * Duration::from_millis(1)); // some are back, others not yet
+    }
+    run.pass(10 * SECOND);
+    assert!(run.trains_with(3) && run.generation() == 1, "{:?}", run.cluster);
+    assert!(!run.orders(mark).any(is_disturbance));
+    // and the third one can do what any can
+    let victim = run.rank(0);
+    run.kill(victim);
+    assert!(run.until(LONG, |run| run.trains_with(3) && run.generation() > 1));
+}
+
+#[test]
+fn a_place_that_was_written_down_and_not_heard_is_given_again() {
+    let mut run = partly_local(3, 0);
+    let mark = run.log.len();
+    (0..2).for_each(|index| run.workers[index].deaf = true);
+    run.kill(2);
+    run.disconnect(2, Duration::ZERO);
+    (0..2).for_each(|index| run.trouble(index, "a peer is gone"));
+    assert!(run.until(LONG, |run| run.generation() == 2), "{:?}", run.cluster);
+    let formed = run.journal.iter().filter(|entry| is_formed(entry)).count();
+    run.kill_coordinator();
+    (0..2).for_each(|index| run.workers[index].deaf = false);
+    run.take_over(false);
+    assert!(run.until(LONG, |run| run.trains_with(2)));
+    assert_eq!((run.generation(), formed), (2, 2), "nothing new was formed");
+    let given: Vec<_> = run.assignments(mark);
+    assert!(given.len() >= 4 && given.iter().all(|(_, assignment)| assignment.generation == Generation(2)));
+}
+
+#[test]
+fn a_torn_journal_costs_a_step_and_no_number_is_used_twice() {
+    for local in [0, 3] {
+        let mut run = partly_local(3, local);
+        let victim = run.rank(0);
+        run.kill(victim);
+        if local == 0 {
+            run.arrive();
+        }
+        assert!(run.until(LONG, |run| run.trains_with(3)), "{:?}", run.cluster);
+        let (last, images) = (run.generation(), run.images());
+        run.kill_coordinator();
+        // what followed the first generation is torn off
+        let first = run.journal.iter().position(is_formed).expect("one was formed");
+        run.journal.truncate(first + 1);
+        run.take_over(false);
+        assert_eq!(run.generation(), 1);
+        let mark = run.log.len();
+        assert!(run.until(LONG, |run| run.generation() > last && run.images() > images), "{:?}", run.cluster);
+        let given = run.assignments(mark);
+        assert!(given.iter().all(|(_, a)| a.generation.0 > last || a.generation.0 == 1), "{given:?}");
+        assert!(run.until(LONG, |run| run.trains_with(3)), "{:?}", run.cluster);
+        assert!(run.images() > images, "the state was kept");
+    }
+}
+
+#[test]
+fn a_journal_that_is_lost_whole_costs_a_step_too() {
+    let mut run = partly_local(3, 0);
+    let images = run.images();
+    run.kill_coordinator();
+    run.journal.clear();
+    run.take_over(false);
+    assert_eq!(run.phase(), Phase::Gathering);
+    assert!(run.until(LONG, |run| run.trains_with(3) && run.images() > images), "{:?}", run.cluster);
+    assert_eq!(run.generation(), 2);
+}
+
+#[test]
+fn failures_before_a_takeover_count() {
+    let mut run = Run::new(Policy { failures: 2, ..policy(2) });
+    assert!(run.until(LONG, |run| run.images() > 3));
+    run.operator(Command::Checkpoint);
+    assert!(run.until(5 * SECOND, |run| run.cluster.newest().is_some()));
+    let at = ImagesSeen(run.images());
+    run.kill(0);
+    assert!(run.until(LONG, |run| run.generation() == 2), "{:?}", run.cluster);
+    let Some(Entry::Formed { setbacks, .. }) = run.journal.iter().rev().find(|entry| is_formed(entry)) else {
+        panic!("{:?}", run.journal)
+    };
+    assert_eq!(setbacks.count, 1);
+    assert!(setbacks.at >= at, "{setbacks:?}, at least {at} were seen");
+}
+
+#[test]
+fn from_elsewhere_workers_are_nobody_s_children() {
+    let mut run = partly_local(2, 2);
+    run.kill_coordinator();
+    run.pass(SECOND);
+    let mark = run.log.len();
+    run.take_over(true);
+    run.pass(10 * SECOND);
+    assert!(run.trains_with(2) && run.generation() == 1, "{:?}", run.cluster);
+    run.operator(Command::Stop);
+    assert!(matches!(run.ends(LONG).reason, Reason::Stopped { .. }));
+    assert_eq!(run.count(mark, |action| matches!(action, Action::Kill { .. })), 0);
+}
+
+#[test]
+fn a_worker_that_nobody_wrote_down_is_taken_in() {
+    let mut run = partly_local(2, 0);
+    run.kill_coordinator();
+    let late = run.arrive();
+    run.pass(PATIENCE);
+    run.take_over(false);
+    run.operator(Command::Scale(3));
+    assert!(run.until(LONG, |run| run.trains_with(3)), "{:?}", run.cluster);
+    assert!(run.workers[late].met);
+}
