@@ -44,7 +44,7 @@ impl Cluster {
             let refusal = Refusal::Evicted { worker: worker.clone(), cause: cause.clone() };
             actions.push(Action::Refuse { session, refusal });
         }
-        let rank = member.former;
+        let rank = member.rank.or(member.former);
         let reason = Reason::Lost { worker: worker.clone(), rank, cause: cause.clone() };
         self.remember(Loss { worker: worker.clone(), rank, cause: cause.clone(), at: now });
         // what would happen again wherever it runs ends the run: always before there is a generation, later only if the

@@ -108,7 +108,7 @@ fn a_killed_coordinator_costs_no_step_and_no_worker() {
     // nothing else is left
     let left: Vec<String> = (std::fs::read_dir(machine.path("state/ganfleet/toy")).unwrap())
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .filter(|name| !["journal.jsonl", "lock", "metrics.jsonl", "log.txt"].contains(&name.as_str()))
+        .filter(|name| !["journal.jsonl", "lock", "metrics.jsonl", "ledger.jsonl", "log.txt"].contains(&name.as_str()))
         .collect();
     assert!(left.is_empty(), "{left:?}");
 }
