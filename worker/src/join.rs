@@ -301,7 +301,7 @@ impl Worker {
 }
 
 /// Where the run's store says that its coordinator listens: another one may have taken the run over.
-fn coordinator_of(runtime: &Arc<Runtime>, run: &storage::Run) -> impl Fn() -> Option<Seat> + Send + Sync + 'static {
+fn coordinator_of(runtime: &Arc<Runtime>, run: &storage::Run) -> impl Fn() -> Option<Seat> + Send + Sync + use<> {
     let (runtime, run) = (Arc::clone(runtime), run.clone());
     move || {
         let lease = runtime.block_on(async { tokio::time::timeout(LOOKUP, run.lease()).await });
