@@ -6,7 +6,7 @@ use crate::finished::finished;
 use nix::sys::signal::Signal;
 use std::time::Duration;
 use tests::experiment::{Experiment, NAME};
-use tests::launched::Launched;
+use tests::launched::{End, Launched};
 use tests::machine::Machine;
 use tests::moments::{Moments, trials};
 use tests::{PATIENCE, processes, until};
@@ -20,10 +20,22 @@ const BEFORE_A_PLACE: Duration = Duration::from_secs(10);
 
 /// One trial: a run brought to a random moment, struck by `strike`, and what must hold afterwards.
 fn trial(kind: &str, number: u64, strike: impl FnOnce(Launched<'_>, &Machine, &str)) {
+    trial_of(&impatient(), kind, number, strike);
+}
+
+fn impatient() -> Experiment {
+    Experiment::tiny().with("cluster.patience", "1s").with("cluster.orphan_patience", "1s")
+}
+
+/// The same of another experiment. Returns how the run ended at last.
+fn trial_of(
+    experiment: &Experiment,
+    kind: &str,
+    number: u64,
+    strike: impl FnOnce(Launched<'_>, &Machine, &str),
+) -> End {
     let machine = Machine::new();
-    let patience = "1s";
-    let impatient = Experiment::tiny().with("cluster.patience", patience).with("cluster.orphan_patience", patience);
-    machine.experiment(&impatient);
+    machine.experiment(experiment);
     let mut moments = Moments::new(kind, number);
     let mut run = machine.launch(&[]);
     let moment = moments.reach(&mut run);
@@ -38,6 +50,7 @@ fn trial(kind: &str, number: u64, strike: impl FnOnce(Launched<'_>, &Machine, &s
     assert_eq!(end.reason(), "complete", "{kind}, {moment}: {}", end.story());
     assert_eq!(machine.state_hash(&url), finished().hash, "{kind}, {moment}, resumed with {workers}: {}", end.story());
     machine.verify(&url);
+    end
 }
 
 /// Strikes one of the two workers, and lets the run go on to its end by itself. Returns what it decided.
@@ -125,6 +138,23 @@ fn a_run_that_loses_worker_after_worker_takes_every_step_once_and_ends_in_the_sa
     }
     assert!(report["generations"].as_u64() > Some(kills), "{report}");
     println!("{kills} kills: {}", machine.ask(&["report", &url]).stdout);
+}
+
+#[test]
+fn a_killed_coordinator_is_replaced_and_costs_no_step() {
+    processes::adopt_orphans();
+    let patient = impatient().with("cluster.orphan_patience", "30s");
+    let mut taken_over = 0;
+    for number in 0..trials() {
+        let end = trial_of(&patient, "replaced coordinator", number, |run, _, what| {
+            run.signal(Signal::SIGKILL);
+            assert_eq!(run.end().code, -9, "{what}");
+        });
+        taken_over += end.events("taken_over").count();
+        let goodput = end.events("goodput").next().cloned().unwrap_or_default();
+        assert_eq!(goodput["steps_missing"], 0, "{}", end.story());
+    }
+    assert!(taken_over > 0, "no trial struck while workers were at work");
 }
 
 #[test]
