@@ -5,7 +5,7 @@ use crate::event::{Action, Force, WorkerId};
 use crate::journal::Entry;
 use crate::reason::Reason;
 use crate::state::{Link, Member, Phase, Policy, Process};
-use crate::verdict::{self, Fate, Outcome, fate};
+use crate::verdict::{self, Fate, Outcome};
 use common::exit::Exit;
 use common::ids::Generation;
 use std::time::Duration;
@@ -101,9 +101,7 @@ impl Cluster {
     /// that takes too long has failed.
     fn turn(&mut self, now: Duration, actions: &mut Vec<Action>) {
         let Some(Drain { ending: Ending::Stop, since, .. }) = self.drain else { return };
-        let judged: Vec<_> =
-            self.members.iter().map(|(worker, member)| (worker.clone(), fate(self, member, now))).collect();
-        for (worker, fate) in judged {
+        for (worker, fate) in self.fates(now) {
             match fate {
                 Fate::Fine | Fate::Finished => {}
                 Fate::Left => self.forget(&worker, now, actions),

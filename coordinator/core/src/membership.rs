@@ -22,9 +22,7 @@ const LOSSES_KEPT: usize = 64;
 impl Cluster {
     /// Takes everybody who is lost out of the run.
     pub(crate) fn bury(&mut self, now: Duration, actions: &mut Vec<Action>) {
-        let judged: Vec<_> =
-            self.members.iter().map(|(worker, member)| (worker.clone(), fate(self, member, now))).collect();
-        for (worker, fate) in judged {
+        for (worker, fate) in self.fates(now) {
             match fate {
                 Fate::Fine | Fate::Finished => {}
                 Fate::Left => self.forget(&worker, now, actions),
@@ -34,6 +32,12 @@ impl Cluster {
                 return;
             }
         }
+    }
+
+    /// The fates of those who are not simply fine.
+    pub(crate) fn fates(&self, now: Duration) -> Vec<(WorkerId, Fate)> {
+        let judged = self.members.iter().map(|(worker, member)| (worker, fate(self, member, now)));
+        judged.filter(|(_, fate)| *fate != Fate::Fine).map(|(worker, fate)| (worker.clone(), fate)).collect()
     }
 
     /// A worker is lost: ends its process and its stream, and what follows for the others.
