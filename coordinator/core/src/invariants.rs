@@ -151,7 +151,10 @@ impl History {
                 }
                 let fresh = assignment.generation > before.generation;
                 let others_hold = |me: &Member| {
-                    let holds = |m: &Member| m.rank.is_some() && m.rank != me.rank && m.standing.has_state;
+                    let holds = |m: &Member| {
+                        let other = m.rank.is_some() && m.rank != me.rank;
+                        other && m.standing.has_state && m.standing.generation >= me.standing.generation
+                    };
                     after.members.values().any(holds)
                 };
                 let goes = |m: &Member| m.standing.leaving && (!m.standing.has_state || others_hold(m));

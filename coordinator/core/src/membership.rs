@@ -111,15 +111,17 @@ impl Cluster {
         list.into_iter().map(|(worker, _)| worker.clone()).collect()
     }
 
-    /// The furthest of those that were told to go and hold the state, if nobody of `eligible` does: it hands over to them.
+    /// The furthest of those that were told to go and hold the state, if nobody of `eligible` holds it, or only what an
+    /// earlier generation had reached: it hands over to them.
     fn hands_over(&self, eligible: &[WorkerId]) -> Option<WorkerId> {
-        if eligible.iter().any(|worker| self.holds_state(worker)) {
-            return None;
-        }
+        let staying = eligible.iter().filter_map(|worker| self.members.get(worker));
+        let held = staying.filter(|member| member.standing.has_state).map(|member| member.standing.generation).max();
+        let later = |member: &Member| held.is_none_or(|held| member.standing.generation > held);
         let goes = |member: &Member| member.is_free() && member.standing.leaving && !member.released;
         (self.members.iter())
             .filter(|(_, member)| goes(member) && member.standing.has_state && !self.is_behind(member))
-            .max_by_key(|(_, member)| (member.standing.images, member.standing.step))
+            .filter(|(_, member)| later(member))
+            .max_by_key(|(_, member)| (member.standing.generation, member.standing.images, member.standing.step))
             .map(|(worker, _)| worker.clone())
     }
 
@@ -188,9 +190,8 @@ impl Cluster {
             .filter(|member| member.standing.has_state)
             .map(|member| member.standing.generation)
             .collect();
-        // what is held is of a line that the run has left, and since then it has stored what is on the present one
-        let left = self.forked.0 > 0 && self.newest_from >= self.forked;
-        rollback |= left && !held.is_empty() && held.iter().all(|generation| *generation < self.forked);
+        // all that is held is older than what a later generation has stored
+        rollback |= !held.is_empty() && held.iter().all(|generation| *generation < self.newest_from);
         if rollback || !held.contains(&over) {
             self.forked = self.generation;
         }

@@ -92,6 +92,7 @@ impl World {
         let session = SessionId(self.coordinator.next_session);
         self.streams[stream].session = Some(session);
         self.coordinator.sessions.insert(session, stream);
+        self.workers[self.streams[stream].worker].lost = false;
         let worker = &self.workers[self.streams[stream].worker];
         let (id, peer) = (worker.name.clone(), worker.peer.clone());
         self.send_down(stream, Down::Opened);
@@ -239,6 +240,11 @@ impl World {
         }
         let Reason::Lost { worker, cause, .. } = reason else { return Ok(()) };
         let Some(w) = self.find(worker) else { return Ok(()) };
+        // it may be told again when the run ends for it, even after it came back
+        let back = self.coordinator.cluster.members().any(|(id, _)| id == worker);
+        if back || std::mem::replace(&mut self.workers[w].lost, true) {
+            return Ok(());
+        }
         let worker = &self.workers[w];
         let excused = !worker.alive
             || worker.leaves()

@@ -4,7 +4,7 @@
 
 use crate::history::{BEGINNING, History, State};
 use crate::plan::Millis;
-use common::ids::{Generation, ImagesSeen};
+use common::ids::Generation;
 use coordinator_core::{Cause, Outcome, Reason};
 
 /// A property that does not hold.
@@ -43,6 +43,19 @@ pub fn no_step_is_taken_twice(generation: Generation, held: &[State], start: Sta
     holds("no step is taken twice", lost.is_none(), || {
         let steps = lost.map_or(0, |&state| depth(state));
         format!("{generation} starts after {} steps, and one of its ranks had taken {steps}", depth(start))
+    })
+}
+
+/// No generation starts from before the checkpoint that it was told of: what is stored is not done again.
+pub fn no_stored_step_is_taken_again(
+    generation: Generation,
+    stored: Option<State>,
+    start: State,
+    history: &History,
+) -> Holds {
+    let again = stored.is_some_and(|stored| stored != start && history.is_before(start, stored));
+    holds("no stored step is taken again", !again, || {
+        format!("{generation} starts from state {start}, and {stored:?} is stored")
     })
 }
 
@@ -136,13 +149,8 @@ pub fn every_run_ends(late: bool, what: impl FnOnce() -> String) -> Holds {
 
 /// What ended as wished has stored its last state.
 pub fn an_end_is_stored(outcome: &Outcome, stored: Option<State>, history: &History) -> Holds {
-    let images = match outcome.reason {
-        Reason::Complete { images } | Reason::Stopped { images } => images,
-        _ => return Ok(()),
-    };
-    let node = stored.map(|state| (state, history.node(state)));
-    let last = node.is_some_and(|(state, node)| state == history.head && ImagesSeen(node.position.images) == images);
-    holds("after a stop the newest checkpoint holds the last state", last, || {
+    let wished = matches!(outcome.reason, Reason::Complete { .. } | Reason::Stopped { .. });
+    holds("after a stop the newest checkpoint holds the last state", !wished || stored == Some(history.head), || {
         format!("{}, and stored is {stored:?} of head {}", outcome.reason, history.head)
     })
 }

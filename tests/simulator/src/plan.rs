@@ -139,6 +139,15 @@ impl Plan {
         if c.happens(3) {
             faults.push((c.between(1000, fault_time), Fault::CrashCoordinator));
         }
+        if local == 0 && workers > 1 && c.happens(30) {
+            // some wait with an older state, then those at work go
+            let at = c.between(2000, fault_time);
+            faults.push((at, Fault::Operator(Command::Scale(1))));
+            faults.push((at + c.between(300, 2000), Fault::Operator(Command::Checkpoint)));
+            let goes = if c.happens(50) { Fault::Kill } else { Fault::Term };
+            faults.push((at + c.between(2000, 5000), goes(c.below(8))));
+        }
+        let fault_time = faults.iter().map(|(at, _)| *at).fold(fault_time, u64::max);
         faults.sort_by_key(|(at, _)| *at);
         Self {
             seed,

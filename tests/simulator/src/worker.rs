@@ -64,6 +64,8 @@ pub(crate) struct Worker {
     pub deferred: Vec<Item>,
     /// Highest number of it that the coordinator has read.
     pub received: u64,
+    /// Its loss was reported, since it last joined.
+    pub lost: bool,
     // the session
     link: Link,
     place: Place,
@@ -87,6 +89,8 @@ pub(crate) struct Worker {
     pub call_at: Millis,
     pub assignment: Option<Assignment>,
     pub held: Option<Held>,
+    /// It left a generation before it was brought to its state: it says that it was in that one, and holds an older state.
+    pub stale: bool,
     pub progress: Progress,
     pub wishes: Wishes,
     pub storing: Storing,
@@ -154,6 +158,7 @@ impl World {
             excused: 0,
             deferred: Vec::new(),
             received: 0,
+            lost: false,
             link: Link::Off,
             place: Place::default(),
             outbox: Outbox::default(),
@@ -172,6 +177,7 @@ impl World {
             call_at: 0,
             assignment: None,
             held: None,
+            stale: false,
             progress: Progress::default(),
             wishes: Wishes::default(),
             storing: Storing::default(),

@@ -182,6 +182,42 @@ fn who_comes_back_from_a_line_that_was_left_starts_from_what_is_stored_since() {
     assert_eq!((worker, assignment.rollback, assignment.resume), (run.id(stale), true, stored));
 }
 
+/// One is at work in the second generation, and one waits, with what the first one had reached.
+fn one_at_work_and_one_spare() -> (Run, usize, usize) {
+    let mut run = Run::new(Policy { local: 0, ..policy(2) });
+    let (one, other) = (run.arrive(), run.arrive());
+    assert!(run.until(LONG, |run| run.trains_with(2)));
+    run.operator(coordinator_core::Command::Scale(1));
+    assert!(run.until(LONG, |run| run.generation() == 2 && run.trains_with(1)), "{:?}", run.cluster);
+    run.pass(5 * SECOND);
+    let at_work = run.rank(0);
+    (run, at_work, if at_work == one { other } else { one })
+}
+
+#[test]
+fn who_is_told_to_go_hands_over_to_a_spare_that_holds_an_older_state() {
+    let (mut run, at_work, spare) = one_at_work_and_one_spare();
+    let (images, mark) = (run.images(), run.log.len());
+    assert!(images > run.workers[spare].standing.images.0 && run.workers[spare].standing.has_state);
+    run.terminate(at_work);
+    assert!(run.until(LONG, |run| run.generation() == 3), "{:?}", run.cluster);
+    let places: Vec<_> = run.assignments(mark).into_iter().map(|(worker, _)| worker).collect();
+    assert!(places.contains(&run.id(at_work)) && places.contains(&run.id(spare)), "{places:?}");
+    assert!(run.until(LONG, |run| run.trains_with(1)) && run.images() >= images, "{:?}", run.cluster);
+}
+
+#[test]
+fn a_spare_with_an_older_state_starts_from_what_is_stored_since() {
+    let (mut run, at_work, spare) = one_at_work_and_one_spare();
+    run.operator(coordinator_core::Command::Checkpoint);
+    run.pass(SECOND);
+    let (stored, mark) = (run.cluster.newest().cloned(), run.log.len());
+    run.kill(at_work);
+    assert!(run.until(LONG, |run| run.generation() == 3), "{:?}", run.cluster);
+    let (worker, assignment) = run.assignments(mark).remove(0);
+    assert_eq!((worker, assignment.rollback, assignment.resume), (run.id(spare), true, stored));
+}
+
 #[test]
 fn a_rank_for_which_the_others_wait_is_lost() {
     let mut run = Run::started(policy(3));
