@@ -324,8 +324,8 @@ fn a_killed_worker_costs_one_generation_and_is_replaced() {
     let workers = run.at_work();
     kill("KILL", workers[1]);
     let lost = run.decides("lost");
-    assert_eq!((&lost["rank"], &lost["cause"]["status"]["signal"]), (&1.into(), &9.into()), "{lost}");
-    run.forms(1);
+    // the other one may have told of it first, and gone on without it: then it has no rank any more
+    assert_eq!(lost["cause"]["status"]["signal"], 9, "{lost}");
     run.forms(2);
     let after = run.at_work();
     assert_eq!((after.len(), after[0]), (2, workers[0]));

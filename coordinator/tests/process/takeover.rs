@@ -126,8 +126,8 @@ fn a_successor_on_another_port_is_found_and_rules_as_any_does() {
     assert_eq!(run.has_both(), workers);
     // a worker that it has not started is replaced when it dies
     kill("KILL", workers[1]);
-    assert_eq!(run.decides("lost")["rank"], 1);
-    run.forms(1);
+    // the other one may have told of it first, and gone on without it
+    assert_eq!(run.decides("lost")["cause"]["cause"], "exited");
     run.forms(2);
     let after = run.at_work();
     assert_eq!(after[0], workers[0]);
