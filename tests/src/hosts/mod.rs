@@ -16,7 +16,7 @@ use std::net::Ipv4Addr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Once;
+use std::sync::{Mutex, MutexGuard, Once, OnceLock, PoisonError};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -35,8 +35,8 @@ pub struct Hosts {
     /// Namespace of the switch; a host's has its number behind it.
     name: String,
     /// What each host does not let through, as nftables says it.
-    rules: Vec<BTreeSet<String>>,
-    slow_switch: Option<Child>,
+    rules: Vec<Mutex<BTreeSet<String>>>,
+    slow_switch: OnceLock<Child>,
 }
 
 impl Hosts {
@@ -55,7 +55,8 @@ impl Hosts {
         static SWEPT: Once = Once::new();
         SWEPT.call_once(sweep);
         let name = format!("{PREFIX}{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
-        let hosts = Self { name, rules: vec![BTreeSet::new(); count], slow_switch: None };
+        let rules = (0..count).map(|_| Mutex::default()).collect();
+        let hosts = Self { name, rules, slow_switch: OnceLock::new() };
         let switch = &hosts.name;
         ip(&["netns", "add", switch]);
         ip(&["-n", switch, "link", "add", "switch", "type", "bridge"]);
@@ -96,18 +97,18 @@ impl Hosts {
     }
 
     /// From now on `host` hears nothing from `other`, which still hears it.
-    pub fn deafen(&mut self, host: usize, other: usize) {
+    pub fn deafen(&self, host: usize, other: usize) {
         self.add(host, format!("ip saddr {} drop", address(other)));
     }
 
     /// From now on these two hear nothing from each other.
-    pub fn cut(&mut self, one: usize, other: usize) {
+    pub fn cut(&self, one: usize, other: usize) {
         self.deafen(one, other);
         self.deafen(other, one);
     }
 
     /// From now on each host loses so many of a hundred packets that come to it.
-    pub fn lose(&mut self, percent: u32) {
+    pub fn lose(&self, percent: u32) {
         for host in 0..self.rules.len() {
             self.add(host, format!("iif != lo numgen random mod 100 < {percent} drop"));
         }
@@ -117,7 +118,7 @@ impl Hosts {
     ///
     /// # Panics
     /// When the switch that does it cannot be started.
-    pub fn delay(&mut self, time: Duration) {
+    pub fn delay(&self, time: Duration) {
         let ports: Vec<String> = (0..self.rules.len()).map(port).collect();
         for (host, port) in ports.iter().enumerate() {
             // a frame that nobody finished is of no use to a switch that is no part of the kernel
@@ -130,14 +131,14 @@ impl Hosts {
         let mut switch = switch.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("python3 starts");
         let mut said = String::new();
         let read = BufReader::new(switch.stdout.take().expect("its output")).read_line(&mut said);
-        self.slow_switch = Some(switch);
-        assert!(read.is_ok() && said == "ready\n", "the slow switch said {said:?}");
+        let first = self.slow_switch.set(switch).is_ok();
+        assert!(first && read.is_ok() && said == "ready\n", "the slow switch, which starts once, said {said:?}");
     }
 
     /// Lets everything through again, but for links that are pulled.
-    pub fn heal(&mut self) {
+    pub fn heal(&self) {
         for host in 0..self.rules.len() {
-            self.rules[host].clear();
+            self.rules(host).clear();
             self.filter(host);
         }
     }
@@ -152,8 +153,12 @@ impl Hosts {
         format!("{}-{host}", self.name)
     }
 
-    fn add(&mut self, host: usize, rule: String) {
-        self.rules[host].insert(rule);
+    fn rules(&self, host: usize) -> MutexGuard<'_, BTreeSet<String>> {
+        self.rules[host].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, host: usize, rule: String) {
+        self.rules(host).insert(rule);
         self.filter(host);
     }
 
@@ -161,11 +166,11 @@ impl Hosts {
     fn filter(&self, host: usize) {
         let mut table = "table inet hosts\ndelete table inet hosts\ntable inet hosts { chain input {\n".to_owned();
         table.push_str("type filter hook input priority 0; policy accept;\n");
-        for rule in &self.rules[host] {
+        for rule in self.rules(host).iter() {
             // writing to a String cannot fail
             let _ = writeln!(table, "{rule}");
         }
-        table.push_str("} }\n");
+        table.push_str("}\n}\n");
         let mut nft = self.on(host, tool("nft").args(["-f", "-"]));
         let mut nft = nft.stdin(Stdio::piped()).spawn().expect("nft starts");
         nft.stdin.take().expect("its input").write_all(table.as_bytes()).expect("nft reads its rules");

@@ -1,12 +1,12 @@
 //! Links that are pulled, cut and healed: who is silent is done without, who cannot be heard of commits nothing, and there
 //! is one history.
 
-use crate::scene::{BACK, BUSY, RUN_PATIENCE, STRUCK_AT, Scene, WORKERS, experiment, formed, generations, losses};
-use std::time::{Duration, Instant};
+use crate::scene::{BACK, BUSY, RUN_PATIENCE, STRUCK_AT, Scene, WORKERS, formed, generations, long, losses};
+use std::time::Instant;
 
 #[test]
 fn a_host_that_falls_silent_is_done_without_and_comes_back_as_a_newcomer() {
-    let Some(scene) = Scene::set(&experiment()) else { return };
+    let Some(scene) = Scene::set(&long()) else { return };
     let (mut run, guests) = scene.launch();
     run.wait_for_images(STRUCK_AT);
     scene.hosts.unplug(1);
@@ -27,7 +27,7 @@ fn a_host_that_falls_silent_is_done_without_and_comes_back_as_a_newcomer() {
 /// Coordinator and worker 1 here, workers 2 and 3 there.
 #[test]
 fn the_side_without_the_coordinator_commits_nothing_and_comes_back_after_it_was_evicted() {
-    let Some(mut scene) = Scene::set(&experiment()) else { return };
+    let Some(scene) = Scene::set(&long()) else { return };
     let (mut run, guests) = scene.launch();
     run.wait_for_images(STRUCK_AT);
     let before = scene.machine.manifests();
@@ -60,7 +60,7 @@ fn the_side_without_the_coordinator_commits_nothing_and_comes_back_after_it_was_
 /// All workers reach each other, and nobody reaches the coordinator, for longer than its patience.
 #[test]
 fn a_coordinator_that_is_cut_off_costs_no_generation() {
-    let Some(mut scene) = Scene::set(&experiment()) else { return };
+    let Some(scene) = Scene::set(&long()) else { return };
     let (mut run, guests) = scene.launch();
     run.wait_for_images(STRUCK_AT);
     for worker in 1..=WORKERS {

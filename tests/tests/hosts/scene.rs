@@ -2,10 +2,11 @@
 //! store, and what must hold at the end.
 
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
 use std::process::Child;
-use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tests::experiment::Experiment;
 use tests::finished::Finished;
@@ -28,22 +29,33 @@ pub const STRUCK_AT: u64 = 160;
 const TOKEN: &str = "a token that the environment gives both sides";
 const PORT: u16 = 4000;
 
-/// The experiment: the tiny one, as long as a fault and its end need.
-pub fn experiment() -> Experiment {
+/// The experiment: the tiny one, with a longer end.
+pub fn experiment(total_kimg: f64) -> Experiment {
     Experiment::tiny()
-        .with("train.total_kimg", 1.6)
+        .with("train.total_kimg", total_kimg)
         .with("checkpoint.every_kimg", 0.2)
         .with("cluster.patience", "1s")
         .with("cluster.orphan_patience", "60s")
 }
 
+/// As long as a fault, its end and what follows need, also where steps take 10 ms.
+pub fn long() -> Experiment {
+    experiment(2.4)
+}
+
+/// As long as is needed where nobody has to come back.
+pub fn short() -> Experiment {
+    experiment(1.2)
+}
+
 /// The same, undisturbed, with two workers on this machine.
-fn undisturbed() -> &'static Finished {
-    static FINISHED: LazyLock<Finished> = LazyLock::new(|| {
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("hosts-finished");
-        Finished::run(folder, &experiment())
-    });
-    &FINISHED
+fn undisturbed(experiment: &Experiment) -> Arc<Finished> {
+    type Runs = BTreeMap<String, Arc<Finished>>;
+    static FINISHED: Mutex<Runs> = Mutex::new(Runs::new());
+    let patient = experiment.clone().with("cluster.patience", "5s").with("cluster.orphan_patience", "60s");
+    let mut finished = FINISHED.lock().unwrap_or_else(PoisonError::into_inner);
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("hosts-finished-{}", finished.len()));
+    Arc::clone(finished.entry(patient.text()).or_insert_with(|| Arc::new(Finished::run(folder, &patient))))
 }
 
 /// Hosts, and a machine whose folder they share.
@@ -51,6 +63,8 @@ pub struct Scene {
     // what runs on the hosts ends before the hosts do
     pub machine: Machine,
     pub hosts: Hosts,
+    /// State hash at the end of the same run, undisturbed.
+    hash: String,
     _alone: MutexGuard<'static, ()>,
 }
 
@@ -63,12 +77,18 @@ pub struct Guest {
 impl Scene {
     /// `None`, and told, where this machine cannot have hosts.
     pub fn set(experiment: &Experiment) -> Option<Self> {
+        Self::with_strangers(experiment, 0)
+    }
+
+    /// The same with more hosts, on which nothing runs yet: the first is number 4.
+    pub fn with_strangers(experiment: &Experiment, strangers: usize) -> Option<Self> {
         static ONE: Mutex<()> = Mutex::new(());
         let alone = ONE.lock().unwrap_or_else(PoisonError::into_inner);
-        let hosts = Hosts::new(WORKERS + 1)?;
+        let hosts = Hosts::new(1 + WORKERS + strangers)?;
         let machine = Machine::new().with_env("GANFLEET_TOKEN", TOKEN);
         machine.experiment(experiment);
-        Some(Self { machine, hosts, _alone: alone })
+        let hash = undisturbed(experiment).hash.clone();
+        Some(Self { machine, hosts, hash, _alone: alone })
     }
 
     /// The coordinator's address.
@@ -105,17 +125,11 @@ impl Scene {
 
     /// The run ends complete, in the bits of an undisturbed one, every step taken once; `codes` are those with which its
     /// workers may leave.
-    pub fn ends_well(&self, run: Launched<'_>, guests: Vec<Guest>, codes: &[i32]) -> End {
-        self.ends_like(undisturbed(), run, guests, codes)
-    }
-
-    /// The same, like another run.
-    pub fn ends_like(&self, like: &Finished, run: Launched<'_>, guests: Vec<Guest>, codes: &[i32]) -> End {
+    pub fn ends_well(&self, mut run: Launched<'_>, guests: Vec<Guest>, codes: &[i32]) -> End {
+        // with its story where it does not come
+        run.wait_for("ended");
         let end = run.end();
-        let story = || {
-            let said = (1..=WORKERS).map(|host| format!("\nhost {host}:\n{}", self.said(host)));
-            format!("{}{}", end.story(), said.collect::<String>())
-        };
+        let story = || end.story();
         assert_eq!(end.code, 0, "{}", story());
         assert_eq!(end.reason(), "complete", "{}", story());
         for mut guest in guests {
@@ -124,20 +138,28 @@ impl Scene {
         }
         self.machine.assert_nothing_runs(Duration::from_secs(1));
         let url = self.machine.run().display().to_string();
-        assert_eq!(self.machine.state_hash(&url), like.hash, "{}", story());
+        assert_eq!(self.machine.state_hash(&url), self.hash, "{}", story());
         self.machine.verify(&url);
         // one history: every tick once and in order, every step taken
         let ticks: Vec<u64> = end.events("tick").filter_map(|event| event["tick"]["images"].as_u64()).collect();
         assert!(ticks.is_sorted_by(|one, next| one < next), "{ticks:?}: {}", story());
         let report = self.machine.ask(&["report", &url, "--json"]).json();
         assert_eq!(report["steps_missing"], 0, "{report}: {}", story());
-        println!("  {} s, {} generations, {} steps, {} taken again", seconds(&report), report["generations"], report["steps"], report["steps_taken_again"]);
+        let seconds = report["seconds"].as_object().into_iter().flatten();
+        let seconds = seconds.map(|(class, seconds)| format!("{class} {:.2} s", seconds.as_f64().unwrap_or_default()));
+        println!("  {} generations, {}", report["generations"], seconds.collect::<Vec<_>>().join(", "));
         end
     }
 }
 
-fn seconds(report: &Value) -> String {
-    report["seconds"].to_string()
+impl Drop for Scene {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for host in 1..=WORKERS {
+                println!("host {host}:\n{}", self.said(host));
+            }
+        }
+    }
 }
 
 /// Waits for the next generation of this many workers. Returns the time since `from`.
