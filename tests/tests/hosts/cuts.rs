@@ -70,7 +70,10 @@ fn a_coordinator_that_is_cut_off_costs_no_generation() {
     scene.hosts.heal();
     let healed = Instant::now();
     let tick = run.wait_for("tick")["tick"]["images"].clone();
-    println!("coordinator alone: {:.2?} from the heal to the next tick it hears of, at {tick} images", healed.elapsed());
+    println!(
+        "coordinator alone: {:.2?} from the heal to the next tick it hears of, at {tick} images",
+        healed.elapsed()
+    );
     let end = scene.ends_well(run, guests, &[0]);
     assert_eq!(losses(&end.seen).len(), 0, "{}", end.story());
     assert_eq!(generations(&end.seen), 1, "{}", end.story());

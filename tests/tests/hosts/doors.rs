@@ -9,8 +9,8 @@ use tests::hosts::address;
 use tests::launched::Launched;
 use tests::{PATIENCE, until};
 
-/// Without any answer from the network, an error takes this long at most.
-const AT_ONCE: Duration = Duration::from_secs(3);
+/// A second or so, on a machine that is busy with other things.
+const AT_ONCE: Duration = Duration::from_secs(5);
 
 /// Runs a program on a host to its end: its exit code, all that it said, and how long it took.
 fn answer(scene: &Scene, host: usize, command: &Command) -> (Option<i32>, String, Duration) {

@@ -134,7 +134,12 @@ impl Scene {
         assert_eq!(end.reason(), "complete", "{}", story());
         for mut guest in guests {
             let code = until(PATIENCE, "the workers leave", || guest.process.try_wait().unwrap()).code();
-            assert!(code.is_some_and(|code| codes.contains(&code)), "host {} left with {code:?}: {}", guest.host, story());
+            assert!(
+                code.is_some_and(|code| codes.contains(&code)),
+                "host {} left with {code:?}: {}",
+                guest.host,
+                story()
+            );
         }
         self.machine.assert_nothing_runs(Duration::from_secs(1));
         let url = self.machine.run().display().to_string();
