@@ -38,9 +38,9 @@ pub fn experiment(total_kimg: f64) -> Experiment {
         .with("cluster.orphan_patience", "60s")
 }
 
-/// As long as a fault, its end and what follows need, also where steps take 10 ms.
+/// As long as a fault, its end and what follows need, also where a step takes 5 ms.
 pub fn long() -> Experiment {
-    experiment(2.4)
+    experiment(3.2)
 }
 
 /// As long as is needed where nobody has to come back.
