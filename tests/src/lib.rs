@@ -6,6 +6,8 @@
 
 pub mod binaries;
 pub mod experiment;
+pub mod finished;
+pub mod hosts;
 pub mod images;
 pub mod launched;
 pub mod machine;

@@ -2,6 +2,7 @@
 //! started in it. They see nothing of the developer's environment.
 
 use crate::experiment::{Experiment, NAME};
+use crate::hosts::Hosts;
 use crate::launched::Launched;
 use crate::processes::{self, Process};
 use crate::{PATIENCE, binaries, images, try_until, until};
@@ -163,6 +164,12 @@ impl Machine {
     /// Starts `coordinator launch toy.toml --json` with more arguments.
     pub fn launch(&self, arguments: &[&str]) -> Launched<'_> {
         Launched::start(self, &mut self.command(&[&["launch", "toy.toml", "--json"], arguments].concat()))
+    }
+
+    /// The same on one of `hosts`.
+    pub fn launch_on(&self, hosts: &Hosts, host: usize, arguments: &[&str]) -> Launched<'_> {
+        let command = self.command(&[&["launch", "toy.toml", "--json"], arguments].concat());
+        Launched::start(self, &mut hosts.on(host, &command))
     }
 
     /// Starts `coordinator resume <url> --json` with more arguments.

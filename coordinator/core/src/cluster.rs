@@ -156,6 +156,10 @@ pub struct Cluster {
     pub(crate) newest_from: Generation,
     pub(crate) outcome: Option<Outcome>,
     pub(crate) pulse: Pulse,
+    /// When anybody was last heard.
+    pub(crate) heard: Duration,
+    /// Since when somebody is heard all the time.
+    pub(crate) hears: Duration,
 }
 
 impl Cluster {
@@ -185,6 +189,8 @@ impl Cluster {
             newest_from: Generation(0),
             outcome: None,
             pulse: Pulse::default(),
+            heard: Duration::ZERO,
+            hears: Duration::ZERO,
             policy,
         }
     }
@@ -253,6 +259,21 @@ impl Cluster {
     pub fn speaks_for_all(&self, worker: &WorkerId, session: SessionId, generation: Generation) -> bool {
         generation == self.generation
             && self.members.get(worker).is_some_and(|m| m.session() == Some(session) && m.rank == Some(Rank(0)))
+    }
+
+    /// Somebody gave a sign of life. After a while in which nobody did, everybody has time anew.
+    pub(crate) fn hear(&mut self, now: Duration) {
+        if now > self.heard + self.policy.patience / 2 {
+            (self.hears, self.formation.moved) = (now, now);
+        }
+        self.heard = now;
+    }
+
+    /// Up to when the silence of a worker elsewhere counts: while nobody at all is heard, it may be the coordinator that is
+    /// cut off. Its workers go on without it, and there is nobody with whom it could go on without them: so it waits, as
+    /// long as it would for missing ones.
+    pub(crate) fn listened(&self, now: Duration) -> Duration {
+        if now <= self.heard + self.policy.startup { self.heard } else { now }
     }
 
     pub(crate) fn at_work(&self) -> impl Iterator<Item = (&WorkerId, &Member)> {

@@ -158,6 +158,7 @@ impl Cluster {
         {
             actions.push(Action::Refuse { session: old, refusal: Refusal::Replaced { worker: worker.clone() } });
         }
+        self.hear(now);
         let elsewhere = || Member::new(Process::Elsewhere, None, now);
         let member = self.members.entry(worker.clone()).or_insert_with(elsewhere);
         member.link = Link::Up { session, seen: now };
@@ -168,7 +169,9 @@ impl Cluster {
 
     /// The worker, seen alive, if it speaks on its present stream and has not left.
     pub(crate) fn on_session(&mut self, worker: &WorkerId, session: SessionId, now: Duration) -> Option<&mut Member> {
-        let member = self.members.get_mut(worker).filter(|member| member.session() == Some(session))?;
+        self.members.get(worker).filter(|member| member.session() == Some(session))?;
+        self.hear(now);
+        let member = self.members.get_mut(worker)?;
         member.link = Link::Up { session, seen: now };
         Some(member)
     }

@@ -69,14 +69,13 @@ pub(crate) fn fate(cluster: &Cluster, member: &Member, now: Duration) -> Fate {
         }
         return Fate::Fine;
     }
-    // every step of a generation needs all its members: while it gets on, none of them is dead
-    let lives = |since: Duration| {
-        if member.is_at_work() && cluster.phase != Phase::Reconfiguring {
-            since.max(cluster.formation.progressed)
-        } else {
-            since
-        }
+    let at_work = member.is_at_work() && cluster.phase != Phase::Reconfiguring;
+    let (heard, hears) = match member.process {
+        Process::Elsewhere if at_work => (cluster.listened(now), cluster.hears),
+        _ => (now, Duration::ZERO),
     };
+    // every step of a generation needs all its members: while it gets on, none of them is dead
+    let lives = |since: Duration| if at_work { since.max(cluster.formation.progressed).max(hears) } else { since };
     match member.link {
         // it had its place from another coordinator, and looks for this one
         Link::Awaited if member.is_placed() => {
@@ -86,10 +85,10 @@ pub(crate) fn fate(cluster: &Cluster, member: &Member, now: Duration) -> Fate {
         Link::Awaited if cluster.phase != Phase::Gathering && now > member.since + cluster.policy.startup => {
             Fate::Lost(Cause::Silent { for_: now - member.since })
         }
-        Link::Up { seen, .. } if now > lives(seen) + cluster.policy.patience => {
+        Link::Up { seen, .. } if heard > lives(seen) + cluster.policy.patience => {
             Fate::Lost(Cause::Silent { for_: now - seen })
         }
-        Link::Down { since } if now > lives(since) + cluster.policy.reconnect() => {
+        Link::Down { since } if heard > lives(since) + cluster.policy.reconnect() => {
             Fate::Lost(Cause::Disconnected { for_: now - since })
         }
         _ => Fate::Fine,

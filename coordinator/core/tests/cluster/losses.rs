@@ -398,3 +398,43 @@ fn a_rank_that_keeps_the_others_waiting_is_named_with_the_cause_and_kept() {
     assert_eq!(named(&run).len(), 2, "a larger share takes longer");
     assert!(run.trains_with(3) && run.generation() == 1, "nobody is evicted");
 }
+
+/// Workers elsewhere of which none is heard: it may be the coordinator that is cut off, and they go on without it.
+#[test]
+fn a_coordinator_that_is_cut_off_for_a_while_loses_nobody() {
+    let mut run = Run::new(Policy { local: 0, ..policy(3) });
+    let workers = [(); 3].map(|()| run.arrive());
+    assert!(run.until(LONG, |run| run.trains_with(3) && run.images() > 3), "{:?}", run.cluster);
+    let (mark, images) = (run.log.len(), run.images());
+    let cut = |run: &mut Run, worker: usize, cut: bool| {
+        (run.workers[worker].mute, run.workers[worker].deaf) = (cut, cut);
+    };
+    workers.iter().for_each(|&worker| cut(&mut run, worker, true));
+    run.pass(PATIENCE * 4);
+    assert_eq!((run.phase(), run.reasons(mark)), (Phase::Running, vec![]));
+    // they are heard again one after the other
+    for worker in workers {
+        cut(&mut run, worker, false);
+        run.pass(PATIENCE / 2);
+    }
+    run.pass(PATIENCE * 2);
+    assert!(run.images() > images && run.trains_with(3) && run.generation() == 1, "{:?}", run.cluster);
+    assert_eq!(run.reasons(mark), vec![]);
+    // connections that broke are no other case
+    workers.iter().for_each(|&worker| run.disconnect(worker, PATIENCE * 3));
+    run.pass(PATIENCE * 5);
+    assert!(run.trains_with(3) && run.generation() == 1, "{:?}", run.cluster);
+    // who is silent alone is lost as soon as ever
+    run.workers[workers[0]].paused = true;
+    assert!(run.until(PATIENCE + SECOND, |run| run.trains_with(2)), "{:?}", run.cluster);
+}
+
+#[test]
+fn workers_elsewhere_of_which_none_is_ever_heard_again_end_the_run() {
+    let mut run = Run::new(Policy { local: 0, ..policy(2) });
+    let workers = [(); 2].map(|()| run.arrive());
+    assert!(run.until(LONG, |run| run.trains_with(2)), "{:?}", run.cluster);
+    workers.iter().for_each(|&worker| run.workers[worker].paused = true);
+    run.pass(policy(2).startup * 2 + PATIENCE * 2);
+    assert_eq!(run.cluster.outcome().map(|outcome| outcome.exit), Some(Exit::WorkerLost), "{:?}", run.cluster);
+}
