@@ -33,13 +33,15 @@ enum Told {
 }
 
 fn main() {
-    let number = |index, default: u64| std::env::args().nth(index).map_or(default, |text| text.parse().expect("a number"));
+    let number =
+        |index, default: u64| std::env::args().nth(index).map_or(default, |text| text.parse().expect("a number"));
     let (workers, seconds) = (number(1, 1000), number(2, 10));
     let folder = std::env::temp_dir().join(format!("crowd-{}", std::process::id()));
     std::fs::create_dir_all(folder.join("images")).expect("a temporary folder");
     let mut coordinator = launch(&folder, workers);
     let address = address(&mut coordinator);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
     let report = runtime.block_on(measure(&address, workers, Duration::from_secs(seconds), coordinator.id()));
     // it has nobody to wait for
     let _gone = coordinator.kill();
@@ -83,7 +85,7 @@ fn address(coordinator: &mut Child) -> String {
 
 async fn measure(address: &str, workers: u64, time: Duration, coordinator: u32) -> Value {
     let images = Arc::new(AtomicU64::new(0));
-    let (told, mut hears) = mpsc::unbounded_channel();
+    let (told, mut hears) = mpsc::channel(1 << 16);
     let began = Instant::now();
     let spawn = |number| {
         let (hurt, hurts) = mpsc::channel(1);
@@ -142,7 +144,7 @@ async fn measure(address: &str, workers: u64, time: Duration, coordinator: u32) 
 }
 
 /// When each of `workers` had its place in one and the same generation after `after`.
-async fn all_placed(hears: &mut mpsc::UnboundedReceiver<Told>, workers: u64, after: u64) -> Vec<Instant> {
+async fn all_placed(hears: &mut mpsc::Receiver<Told>, workers: u64, after: u64) -> Vec<Instant> {
     let (mut last, mut placed) = (after, Vec::new());
     while (placed.len() as u64) < workers {
         if let Some(Told::Placed { generation, at }) = timeout(LONG, hears.recv()).await.expect("all are placed") {
@@ -162,7 +164,7 @@ async fn work(
     address: String,
     number: u64,
     images: Arc<AtomicU64>,
-    told: mpsc::UnboundedSender<Told>,
+    told: mpsc::Sender<Told>,
     mut hurts: mpsc::Receiver<()>,
 ) {
     let (sender, receiver) = mpsc::channel(64);
@@ -186,14 +188,14 @@ async fn work(
         let say = tokio::select! {
             message = incoming.message() => match message.ok().flatten().and_then(|message| message.body) {
                 Some(to_worker::Body::Welcome(_)) => {
-                    let _heard = told.send(Told::Welcomed);
+                    let _heard = told.send(Told::Welcomed).await;
                     ready = true;
                     true
                 }
                 Some(to_worker::Body::Assign(assign)) if ready && assign.generation > generation => {
                     (generation, ready) = (assign.generation, false);
                     trouble.clear();
-                    let _heard = told.send(Told::Placed { generation, at: Instant::now() });
+                    let _heard = told.send(Told::Placed { generation, at: Instant::now() }).await;
                     true
                 }
                 Some(to_worker::Body::Abort(abort)) if !ready && abort.generation == generation => {

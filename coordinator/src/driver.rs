@@ -19,8 +19,8 @@ use common::ids::{Generation, ImagesSeen};
 use common::ledger;
 use common::metrics;
 use coordinator_core::{
-    Action, Assignment, Cluster, Command, Entry, Event, Member, Outcome, PAUSE, Policy, Process, Reason, SessionId, Standing, Stored,
-    WorkerId, step,
+    Action, Assignment, Cluster, Command, Entry, Event, Member, Outcome, PAUSE, Policy, Process, Reason, SessionId,
+    Standing, Stored, WorkerId, step,
 };
 use rpc::from_worker::Body;
 use rpc::to_worker;

@@ -7,7 +7,9 @@ use crate::display::Display;
 use crate::driver::{Keep, Plan, tell};
 use crate::failure::Failure;
 use crate::journal::{Header, Journal};
-use crate::launch::{BEAT_MAX, Options, Stage, close, drive, facts, fresh_name, hold, policy, recipe, resume_command, suffering};
+use crate::launch::{
+    BEAT_MAX, Options, Stage, close, drive, facts, fresh_name, hold, policy, recipe, resume_command, suffering,
+};
 use crate::machine;
 use crate::origin::Target;
 use crate::records::Records;

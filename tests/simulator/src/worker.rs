@@ -545,7 +545,12 @@ impl World {
 
     pub(crate) fn report(&mut self, w: usize, activity: Activity, step_seconds: f64) {
         let position = self.workers[w].held.map(|held| self.history.node(held.state).position).unwrap_or_default();
-        self.workers[w].progress =
-            Progress { images: ImagesSeen(position.images), phase: position.step, activity, step_seconds, ..Progress::default() };
+        self.workers[w].progress = Progress {
+            images: ImagesSeen(position.images),
+            phase: position.step,
+            activity,
+            step_seconds,
+            ..Progress::default()
+        };
     }
 }
