@@ -66,10 +66,11 @@ pub(crate) async fn take_over(
     let header = Header::new(&run.url(), (epoch, &nonce), (workers, local), config);
     let newest = memory.newest.clone();
     let journal = Journal::begin(held.folder(), header, memory);
+    let announced = held.announce(&address.to_string(), &run.url(), epoch, token);
     let (name, url) = (run.name().to_owned(), run.url());
     let news = News::TakenOver { run: name, url, epoch, generation, workers: world, address: address.to_string() };
     tell(&mut records, stage.display, &news);
-    if let Err(failure) = held.announce(&address.to_string(), &run.url(), epoch, token) {
+    if let Err(failure) = announced {
         let text = format!("`coordinator status` and its kin will not find this coordinator: {}", failure.message);
         tell(&mut records, stage.display, &News::Alarm(text));
     }

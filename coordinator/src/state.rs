@@ -167,6 +167,8 @@ pub fn find(home: &Path, run: &str) -> Result<(Control, Token), Failure> {
         return Err(none(&control.map(gone).unwrap_or_default()));
     }
     let token = read_small(&folder.join(TOKEN)).map(|text| Token::from_text(&text));
+    // what a dead one has left is not yet replaced by the one that takes over
+    let control = control.filter(|control| Path::new("/proc").join(control.pid.to_string()).exists());
     control.zip(token).ok_or_else(|| none(" yet: one is starting or ending; try again"))
 }
 
