@@ -48,6 +48,8 @@ pub(crate) struct Stop {
     pub since: Duration,
     /// What to say at the end if it was not the operator who asked.
     pub verdict: Option<Reason>,
+    /// Another coordinator heard it: farewells may have been said to that one.
+    pub inherited: bool,
 }
 
 /// The generation at work, or the one that is over.
@@ -115,9 +117,9 @@ impl Pulse {
     pub(crate) fn advance(&mut self, now: Duration, patience: Duration) -> Duration {
         let (gap, counts) = (now.saturating_sub(self.last), PAUSE.min(patience / 4));
         if gap > counts.max(BREATH) {
-            // of a second one, before anybody could be heard again, nothing is counted
+            // of a second one, before anybody could be heard again, hardly anything is counted; but time goes on
             let again = self.paused.is_some_and(|at| self.last - self.skipped < at + patience);
-            self.skipped += if again { gap } else { gap - counts };
+            self.skipped += if again { gap - counts / 8 } else { gap - counts };
             self.paused = Some(self.last.max(now) - self.skipped);
         }
         self.last = self.last.max(now);

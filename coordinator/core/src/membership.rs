@@ -320,8 +320,8 @@ impl Cluster {
                 // whoever is left stores the state, however few they are
                 return self.form(holders, now, actions);
             }
-            // the last ones went without a word that was heard; what they held is safe all the same
-            if holders.is_empty() && self.newest.as_ref().is_some_and(|newest| newest.images >= self.images) {
+            // the last ones went without a word that this coordinator heard; what they held is safe all the same
+            if stop.inherited && holders.is_empty() && self.newest.as_ref().is_some_and(|newest| newest.images >= self.images) {
                 return self.drain(Ending::Finished, now, actions);
             }
             let reason = stop.verdict.clone().unwrap_or_else(|| match self.losses.back() {
@@ -406,7 +406,7 @@ impl Cluster {
     pub(crate) fn want_stop(&mut self, verdict: Option<Reason>, now: Duration, actions: &mut Vec<Action>) {
         if self.stop.is_none() {
             actions.push(Action::Record(Entry::Stopping { verdict: verdict.clone() }));
-            self.stop = Some(Stop { since: now, verdict });
+            self.stop = Some(Stop { since: now, verdict, inherited: false });
             (self.strikes.count, self.strikes.rollback) = (0, false);
         }
     }
