@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 /// Between two looks at the clock.
-const TICK: Millis = 250;
+const TICK: Millis = 100;
 
 /// The coordinator's process.
 pub(crate) struct Coordinator {
