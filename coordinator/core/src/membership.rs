@@ -321,7 +321,10 @@ impl Cluster {
                 return self.form(holders, now, actions);
             }
             // the last ones went without a word that this coordinator heard; what they held is safe all the same
-            if stop.inherited && holders.is_empty() && self.newest.as_ref().is_some_and(|newest| newest.images >= self.images) {
+            if stop.inherited
+                && holders.is_empty()
+                && self.newest.as_ref().is_some_and(|newest| newest.images >= self.images)
+            {
                 return self.drain(Ending::Finished, now, actions);
             }
             let reason = stop.verdict.clone().unwrap_or_else(|| match self.losses.back() {

@@ -33,7 +33,9 @@ impl Cluster {
             cluster.phase = Phase::Running;
         }
         match (memory.stopping, cluster.phase) {
-            (Some(verdict), Phase::Running) => cluster.stop = Some(Stop { since: Duration::ZERO, verdict, inherited: true }),
+            (Some(verdict), Phase::Running) => {
+                cluster.stop = Some(Stop { since: Duration::ZERO, verdict, inherited: true })
+            }
             (Some(_), _) => cluster.drain(Ending::Withdraw, Duration::ZERO, &mut Vec::new()),
             (None, _) => {}
         }

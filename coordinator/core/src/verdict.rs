@@ -71,7 +71,8 @@ pub(crate) fn fate(cluster: &Cluster, member: &Member, now: Duration) -> Fate {
     }
     let at_work = member.is_at_work() && cluster.phase != Phase::Reconfiguring;
     let (heard, hears) = match member.process {
-        Process::Elsewhere if at_work => (cluster.listened(now), cluster.hears),
+        // who has finished is not heard any more, and for good
+        Process::Elsewhere if at_work && !cluster.is_finishing() => (cluster.listened(now), cluster.hears),
         _ => (now, Duration::ZERO),
     };
     // every step of a generation needs all its members: while it gets on, none of them is dead

@@ -9,7 +9,7 @@ use std::time::Instant;
 use toml_edit::{Array, DocumentMut, value};
 
 /// Schedules within which a defect has to be found.
-const SEEDS: u64 = 4000;
+const SEEDS: u64 = 15_000;
 
 /// What is copied, and what of each.
 const PACKAGES: [&str; 4] = ["common", "coordinator/core", "worker/core", "tests/simulator"];

@@ -3,7 +3,7 @@
 use crate::look::{is_abort, is_regroup, is_spawn};
 use crate::run::{CLOCK, PATIENCE, Run, START, policy};
 use common::exit::Exit;
-use common::ids::{Generation, Rank};
+use common::ids::{Generation, ImagesSeen, Rank};
 use coordinator_core::{Action, Cause, ExitStatus, OnLoss, Phase, Policy, Reason};
 use std::time::Duration;
 
@@ -437,4 +437,15 @@ fn workers_elsewhere_of_which_none_is_ever_heard_again_end_the_run() {
     workers.iter().for_each(|&worker| run.workers[worker].paused = true);
     run.pass(policy(2).startup * 2 + PATIENCE * 2);
     assert_eq!(run.cluster.outcome().map(|outcome| outcome.exit), Some(Exit::WorkerLost), "{:?}", run.cluster);
+}
+
+#[test]
+fn a_farewell_that_is_lost_on_the_way_does_not_keep_the_run_from_its_end() {
+    let mut run = Run::new(Policy { local: 0, total: ImagesSeen(40), ..policy(2) });
+    let (cut, other) = (run.arrive(), run.arrive());
+    assert!(run.until(LONG, |run| run.trains_with(2)));
+    run.workers[cut].mute = true;
+    let outcome = run.ends(LONG).clone();
+    assert!(run.workers[other].left && run.now < PATIENCE * 20, "{outcome:?} at {:?}", run.now);
+    assert!(matches!(outcome.reason, Reason::Complete { .. }), "{outcome:?}");
 }
