@@ -187,8 +187,11 @@ impl<'t, 'a> Training<'t, 'a> {
             if self.trainer.position().begins_cycle() && self.images() >= self.trainer.config().train.total_images() {
                 break Ending::Complete;
             }
-            if let Some(ending) = self.step()? {
-                break ending;
+            // of the last round only the end is stored: by its images the state before G's step would pass for it
+            let last = |training: &Self| training.images() >= training.trainer.config().train.total_images();
+            match self.step()? {
+                Some(ending) if ending == Ending::Regroup || !last(self) => break ending,
+                _ => {}
             }
         };
         if ending == Ending::Regroup {
