@@ -403,15 +403,15 @@ fn device(cuda: &Cuda) -> Device {
 /// The address of this machine by which the coordinator at `address` is reached: where peers reach it too.
 fn address_towards(address: &str) -> Result<IpAddr, Failure> {
     let authority = address.trim_start_matches("http://").trim_end_matches('/');
-    let io = |error| Failure::Io { doing: format!("reach the coordinator at {authority}"), error };
+    let unreachable = |error| Failure::Unreachable { address: authority.to_owned(), error };
     let mut last = std::io::Error::from(std::io::ErrorKind::AddrNotAvailable);
-    for candidate in authority.to_socket_addrs().map_err(io)? {
+    for candidate in authority.to_socket_addrs().map_err(unreachable)? {
         match TcpStream::connect_timeout(&candidate, PATIENCE).and_then(|stream| stream.local_addr()) {
             Ok(local) => return Ok(local.ip()),
             Err(error) => last = error,
         }
     }
-    Err(Failure::Unreachable { address: authority.to_owned(), error: last })
+    Err(unreachable(last))
 }
 
 fn addresses(peers: &[String]) -> Result<Vec<SocketAddr>, Failure> {

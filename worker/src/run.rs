@@ -319,7 +319,8 @@ impl<'t, 'a> Training<'t, 'a> {
             world: self.trainer.communicator().world(),
             generation: self.parts.checkpoints.generation().0,
             seconds: self.began.elapsed().as_secs_f64(),
-            sec_per_kimg: seconds / (shown / 1000.0).max(f64::MIN_POSITIVE),
+            // a generation may begin where a tick ends
+            sec_per_kimg: if shown > 0.0 { seconds / (shown / 1000.0) } else { 0.0 },
             img_per_sec: shown / seconds.max(f64::MIN_POSITIVE),
             memory_mib: peak_memory_mib(),
             skipped_updates: skipped,

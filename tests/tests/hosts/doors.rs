@@ -55,7 +55,6 @@ fn assert_refused(scene: &Scene, what: &str, host: usize, command: &Command, say
 }
 
 #[test]
-#[ignore = "fails: a name that cannot be resolved ends a worker with 1, as if the program were broken, not with 8"]
 fn a_name_that_nobody_has_is_a_clear_error_at_once() {
     let Some(scene) = Scene::set(&short()) else { return };
     for (what, address) in [("a name that nobody has", "no-such-host:4000"), ("no port", "10.77.0.1")] {
