@@ -58,7 +58,7 @@ pub fn agree(ranks: &mut Ranks, trainer: &mut Trainer, mine: Option<&Carried>) -
 
 /// The ranks whose state differs from that of most (of rank 0, where there is no majority): memory that lost a bit, a kernel
 /// that is not what it should be. Every rank gets the same answer. Ranks on unlike machines may differ in the last bits, and are not
-/// compared.
+/// compared; unequal numbers of threads change nothing in an update.
 ///
 /// # Errors
 /// When a rank is lost.
@@ -66,7 +66,8 @@ pub fn odd_ones(trainer: &mut Trainer, environment: &BTreeMap<String, String>) -
     if trainer.communicator().world() == 1 {
         return Ok(Vec::new());
     }
-    let mine = to_bytes(&(fingerprint(trainer), environment));
+    let alike: BTreeMap<&String, &String> = environment.iter().filter(|(name, _)| *name != "threads").collect();
+    let mine = to_bytes(&(fingerprint(trainer), alike));
     let told = trainer.communicator().gather(mine)?;
     let told = told.iter().zip(0..).map(|(bytes, rank)| from_bytes(bytes, rank));
     let told = told.collect::<Result<Vec<((i64, i64), BTreeMap<String, String>)>, _>>()?;
