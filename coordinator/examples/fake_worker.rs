@@ -4,7 +4,7 @@
 //! `FAKE_DO=crash|panic|vanish|diverge|deaf|alien` with `FAKE_RANK` (the rank that does it) and `FAKE_AT` (images);
 //! `FAKE_PREPARE=fail`. It trains nothing: every 2 ms are 4 images.
 
-use agent::{Activity, Agent, Assignment, JoinInfo, Next, Notice, Progress, Seat, Stored};
+use agent::{Activity, Agent, Assignment, JoinInfo, Next, Notice, Progress, Seat, Stored, Trouble};
 use collective::{Collective, CollectiveError, Listener, Membership, Mesh, Solo};
 use common::checkpoint::{Dataset, FORMAT, Manifest, TrainerCursor};
 use common::config::resolved::RunConfig;
@@ -102,9 +102,9 @@ fn join(address: &str) -> ExitCode {
         Some(Seat { epoch: lease.epoch, address: lease.address })
     });
     let mut worker = Fake { agent: &agent, config, misdeed, listener, state: None };
-    let mut trouble = String::new();
+    let mut trouble = Trouble::default();
     loop {
-        let assignment = match agent.wait(worker.state.is_some(), &trouble, false) {
+        let assignment = match agent.wait(worker.state.is_some(), &trouble) {
             Ok(Next::Place(assignment)) => assignment,
             Ok(Next::Leave { reason }) => {
                 agent.leave(Exit::Ok, &reason);
@@ -117,14 +117,14 @@ fn join(address: &str) -> ExitCode {
             Err(error) => return failed(error),
         };
         match worker.take_part(&assignment) {
-            Ok(Work::Regroup) => trouble.clear(),
+            Ok(Work::Regroup) => trouble = Trouble::default(),
             Ok(Work::Left(exit, message)) => {
                 agent.leave(exit, &message);
                 return exit.into();
             }
             Ok(Work::Gone(exit)) => return exit.into(),
             Err(_) if agent.commands().dismissed => return Exit::WorkerLost.into(),
-            Err(error) => trouble = error.to_string(),
+            Err(error) => trouble = Trouble { why: error.to_string(), ..Trouble::default() },
         }
     }
 }
@@ -187,7 +187,8 @@ impl Fake<'_> {
                 tick = images;
                 self.agent.tick(tick_json(images, total));
             }
-            let [stop, orphaned, store, regroup] = flags.map(|flag| flag > 0.0);
+            let orphaned = flags[1] == mesh.world() as f32;
+            let [stop, _, store, regroup] = flags.map(|flag| flag > 0.0);
             if store && rank == Rank(0) {
                 self.checkpoint(assignment, images);
             }

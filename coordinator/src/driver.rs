@@ -15,7 +15,7 @@ use crate::supervisor::{ChildEvent, Recipe, Supervisor};
 use crate::tenure::{Bequest, Tenure};
 use crate::view::{self, Facts, Reported};
 use common::exit::Exit;
-use common::ids::{Generation, ImagesSeen};
+use common::ids::{Generation, ImagesSeen, Rank};
 use common::ledger;
 use common::metrics;
 use coordinator_core::{
@@ -299,6 +299,7 @@ impl<'a> Driver<'a> {
                     has_state: progress.has_state,
                     trouble: cut(&progress.trouble, TEXT_MAX),
                     diverged: progress.diverged,
+                    unreached: progress.unreached.map(Rank),
                     leaving: progress.leaving,
                     images: ImagesSeen(progress.images),
                     step: progress.phase,

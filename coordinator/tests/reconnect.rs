@@ -1,6 +1,6 @@
 //! A worker behind a network that breaks: it comes back to its place, and nothing it reported is lost or counted twice.
 
-use agent::{Agent, JoinInfo, Next, Stored};
+use agent::{Agent, JoinInfo, Next, Stored, Trouble};
 use common::config::resolved::S3;
 use common::exit::Exit;
 use common::ids::{Generation, ImagesSeen};
@@ -61,7 +61,7 @@ fn config() -> String {
 fn work(address: SocketAddr, breaks: &mpsc::Sender<()>) {
     let info = JoinInfo { worker_id: "far".into(), ..JoinInfo::of_this_process("1.0.0", "127.0.0.1:1", "cpu") };
     let (agent, _) = Agent::connect(&address.to_string(), "secret", info, LONG).unwrap();
-    let Next::Place(assignment) = agent.wait(false, "", false).unwrap() else { panic!("no place") };
+    let Next::Place(assignment) = agent.wait(false, &Trouble::default()).unwrap() else { panic!("no place") };
     assert_eq!(assignment.generation, Generation(5));
     for number in 1..=TICKS {
         let tick = Tick { images: number * 100, ..Tick::default() };

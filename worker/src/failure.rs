@@ -4,8 +4,10 @@ use crate::checkpoint::FinishError;
 use crate::evaluate::EvaluateError;
 use crate::input::InputError;
 use crate::trainer::StepError;
+use agent::Trouble;
+use collective::{CollectiveError, How};
 use common::exit::Exit;
-use common::ids::ImagesSeen;
+use common::ids::{ImagesSeen, Rank};
 
 /// Why a worker ends early.
 #[derive(Debug, thiserror::Error)]
@@ -41,7 +43,7 @@ pub enum Failure {
     Restore(#[from] crate::checkpoint::RestoreError),
     /// The ranks could not be connected, or one was lost.
     #[error(transparent)]
-    Collective(#[from] collective::CollectiveError),
+    Collective(#[from] CollectiveError),
     /// A step could not be taken.
     #[error(transparent)]
     Step(#[from] StepError),
@@ -76,6 +78,30 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// What the coordinator is told where this ended a generation, and not the worker.
+    #[must_use]
+    pub fn trouble(&self) -> Trouble {
+        let unreached = match self.of_the_ranks() {
+            Some(
+                CollectiveError::PeerLost { rank, how: How::Silent | How::GaveUp }
+                | CollectiveError::TimedOut { waiting_for: rank, .. },
+            ) => Some(Rank(*rank)),
+            _ => None,
+        };
+        Trouble { why: self.to_string(), diverged: matches!(self, Self::Diverged(_)), unreached }
+    }
+
+    /// What failed among the ranks.
+    fn of_the_ranks(&self) -> Option<&CollectiveError> {
+        match self {
+            Self::Collective(cause)
+            | Self::Step(StepError::Collective(cause))
+            | Self::Finish(FinishError::Step(StepError::Collective(cause)))
+            | Self::Evaluate(EvaluateError::Step(StepError::Collective(cause))) => Some(cause),
+            _ => None,
+        }
+    }
+
     /// The process's exit code.
     #[must_use]
     pub fn exit(&self) -> Exit {
@@ -87,11 +113,10 @@ impl Failure {
             Self::Storage(_) | Self::OtherStore(_) | Self::Restore(_) | Self::Finish(FinishError::NotStored { .. }) => {
                 Exit::Storage
             }
-            Self::Collective(_)
-            | Self::Dismissed
-            | Self::Step(StepError::Collective(_))
-            | Self::Finish(FinishError::Step(StepError::Collective(_)))
-            | Self::Evaluate(EvaluateError::Step(StepError::Collective(_))) => Exit::WorkerLost,
+            Self::Dismissed => Exit::WorkerLost,
+            _ if self.of_the_ranks().is_some() => Exit::WorkerLost,
+            // told above
+            Self::Collective(_) => Exit::WorkerLost,
             Self::Diverged(_) => Exit::Diverged,
             Self::Unsupported(_) => Exit::Config,
             Self::Step(_) | Self::Finish(_) | Self::Evaluate(_) | Self::Io { .. } => Exit::Internal,

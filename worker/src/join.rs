@@ -3,7 +3,7 @@
 //! Whatever does not need the other ranks is done before a place is asked for, so that a newcomer costs those at work nothing
 //! but the meeting. A generation that is lost leaves this worker with its state, ready for the next one.
 
-use crate::checkpoint::{self, Checkpoints, Identity};
+use crate::checkpoint::{self, Checkpoints, FinishError, Identity};
 use crate::communicator::Communicator;
 use crate::failure::Failure;
 use crate::gpus;
@@ -15,7 +15,7 @@ use crate::run::{self, Parts};
 use crate::sync::{self, Carried};
 use crate::trainer::{StepError, Trainer};
 use crate::{alike, chaos, environment, prepare};
-use agent::{Activity, Agent, Assignment, JoinInfo, Next, Notice, Progress, Seat};
+use agent::{Activity, Agent, Assignment, JoinInfo, Next, Notice, Progress, Seat, Trouble};
 use collective::{Collective, Listener, Membership, Mesh, Solo};
 use common::checkpoint::{Dataset, ManifestKey, TrainerCursor};
 use common::config::resolved::{Backend, Determinism, Precision, RunConfig};
@@ -34,9 +34,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use worker_core::{After, Ending, after};
 
 /// Until the run's own patience is known.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Every rank must be there within this time once places are given.
-const CONNECT: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(4);
+/// GPUs of all ranks must be one group within this time.
+const MEET: Duration = Duration::from_secs(60);
+/// A peer's host is asked for a sign every second or more rarely: after less than so many it is not lost.
+const SILENCE_MIN: Duration = Duration::from_secs(5);
 /// A collective in which nothing moves for so long is given up. A lost rank is noticed at once, by its connections; a hung
 /// one by its coordinator, sooner.
 const COLLECTIVE: Duration = Duration::from_secs(600);
@@ -136,20 +138,20 @@ impl Worker {
 
     /// Takes part in generations until there is nothing more to do; the exit code and what to say.
     fn serve(mut self, agent: &Agent) -> Result<(Exit, String), Failure> {
-        let (mut trouble, mut diverged) = (String::new(), false);
+        let mut trouble = Trouble::default();
         loop {
             self.doing(agent, Activity::Join);
-            match agent.wait(self.carried.is_some(), &trouble, diverged)? {
+            match agent.wait(self.carried.is_some(), &trouble)? {
                 Next::Leave { reason } => return Ok((Exit::Ok, format!("not needed any more: {reason}"))),
                 Next::Orphaned => return self.store_alone(agent),
                 Next::Place(assignment) => {
                     let ended = self.take_part(agent, &assignment);
                     let dismissed = ended.is_err() && agent.commands().dismissed;
                     match (after(ended.as_ref().copied().map_err(Failure::exit), dismissed), ended) {
-                        (After::Wait, Ok(_)) => (trouble, diverged) = (String::new(), false),
+                        (After::Wait, Ok(_)) => trouble = Trouble::default(),
                         (After::Wait, Err(failure)) => {
                             tracing::info!("{} is over for this worker: {failure}", assignment.generation);
-                            (trouble, diverged) = (failure.to_string(), failure.exit() == Exit::Diverged);
+                            trouble = failure.trouble();
                         }
                         (After::Leave(_), Err(failure)) => return Err(failure),
                         (After::Leave(_), Ok(Ending::Orphaned)) => return Ok(orphaned()),
@@ -279,23 +281,32 @@ impl Worker {
             return Err(Failure::Unsupported(message));
         } else {
             let membership = Membership { generation, rank: assignment.rank.0, peers, secret: assignment.secret };
-            let mesh = Mesh::new(membership)?;
+            // a coordinator that hears nothing of a member loses it in less time than its peers do
+            let patience = Duration::try_from_secs_f64(self.config.cluster.patience_s).unwrap_or(MEET);
+            let silence = patience.max(SILENCE_MIN);
+            let mesh = Mesh::new(membership)?.patient(silence);
             let aborter = mesh.aborter();
             agent.on_abort(move || aborter.abort());
-            Box::new(mesh.form(&mut self.listener, CONNECT)?)
+            Box::new(mesh.form(&mut self.listener, silence + patience)?)
         };
-        mesh.set_deadline(CONNECT);
-        gpus::meet(mesh, self.device, &environment::library_folders(), CONNECT)
+        mesh.set_deadline(MEET);
+        gpus::meet(mesh, self.device, &environment::library_folders(), MEET)
     }
 
-    /// Nobody is there to form another generation: what this worker holds is stored, as a world of its own.
+    /// Nobody is there to form another generation: what this worker holds is stored, as a world of its own. Others may do the same
+    /// with the same state, which is as good.
     fn store_alone(mut self, agent: &Agent) -> Result<(Exit, String), Failure> {
         let Some(carried) = self.carried.take() else { return Ok(orphaned()) };
         self.doing(agent, Activity::Checkpoint);
-        let generation = Generation(self.checkpoints.generation().0 + 1);
+        // that of the generation that was left: where a coordinator is, a later number is another one's
+        let generation = self.checkpoints.generation();
+        let key = ManifestKey::new(ImagesSeen(carried.cursor.images), generation);
         self.trainer.turn_to(Communicator::new(Box::new(Solo::new(generation.0))));
         self.checkpoints.turn_to(generation, carried.parent);
-        self.checkpoints.finish(&mut self.trainer, carried.cursor)?;
+        match self.checkpoints.finish(&mut self.trainer, carried.cursor) {
+            Err(FinishError::NotStored { .. }) if self.runtime.block_on(self.run.load(key)).is_ok() => {}
+            finished => drop(finished?),
+        }
         Ok(orphaned())
     }
 }

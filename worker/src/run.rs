@@ -238,7 +238,7 @@ impl<'t, 'a> Training<'t, 'a> {
         self.work.count(&self.last, &clock);
         self.last = clock;
         self.report(Activity::Train, began.elapsed().as_secs_f64());
-        Ok(agreed.ending().or(self.repair.then_some(Ending::Regroup)))
+        Ok(agreed.ending(self.trainer.communicator().world()).or(self.repair.then_some(Ending::Regroup)))
     }
 
     fn flags(&mut self, commands: Commands) -> Flags {

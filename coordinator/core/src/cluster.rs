@@ -78,6 +78,8 @@ pub(crate) struct Formation {
     pub voluntary: bool,
     /// It is known what to do about it that training diverged.
     pub diverged: bool,
+    /// It is known who of its members could not reach each other.
+    pub parted: bool,
 }
 
 /// Failures without progress in between.

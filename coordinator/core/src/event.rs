@@ -102,6 +102,8 @@ pub struct Standing {
     pub trouble: String,
     /// With `ready`: its last generation ended because training diverged, on every rank alike.
     pub diverged: bool,
+    /// With `ready`: the rank of its last generation that it could not reach any more.
+    pub unreached: Option<Rank>,
     /// It was told to go, and wants no further place.
     pub leaving: bool,
     /// Images seen.

@@ -22,6 +22,7 @@
 //! | [`mod@step`] | recording a fact, then judging what follows |
 //! | `membership` | losses, and one generation after another |
 //! | `watch` | the generation at work: what it is asked for, and whether a rank hangs |
+//! | `apart` | workers that cannot reach each other |
 //! | `slots` | places on this machine, and the processes in them |
 //! | [`journal`] | what another coordinator has to know to go on |
 //! | `takeover` | going on in the place of another coordinator |
@@ -29,6 +30,7 @@
 //! | `verdict` | what the facts say about one worker |
 //! | [`invariants`] | what always holds, checked in debug builds and by the property tests |
 
+mod apart;
 pub mod cluster;
 mod ending;
 pub mod event;

@@ -97,9 +97,9 @@ impl Cluster {
     }
 
     /// Everybody to whom a place could be given: first who had one, in the order of ranks, then who waits longest.
-    fn eligible(&self) -> Vec<WorkerId> {
-        let mut list: Vec<_> =
-            (self.members.iter()).filter(|(_, member)| member.is_eligible() && !self.is_behind(member)).collect();
+    fn eligible(&self, now: Duration) -> Vec<WorkerId> {
+        let may = |member: &Member| member.is_eligible() && !self.is_behind(member) && !member.is_apart(now);
+        let mut list: Vec<_> = self.members.iter().filter(|(_, member)| may(member)).collect();
         list.sort_by_key(|(worker, member)| {
             (
                 member.rank.map_or(u32::MAX, |r| r.0),
@@ -113,11 +113,12 @@ impl Cluster {
 
     /// The furthest of those that were told to go and hold the state, if nobody of `eligible` holds it, or only what an
     /// earlier generation had reached: it hands over to them.
-    fn hands_over(&self, eligible: &[WorkerId]) -> Option<WorkerId> {
+    fn hands_over(&self, eligible: &[WorkerId], now: Duration) -> Option<WorkerId> {
         let staying = eligible.iter().filter_map(|worker| self.members.get(worker));
         let held = staying.filter(|member| member.standing.has_state).map(|member| member.standing.generation).max();
         let later = |member: &Member| held.is_none_or(|held| member.standing.generation > held);
-        let goes = |member: &Member| member.is_free() && member.standing.leaving && !member.released;
+        let may = |member: &Member| member.is_free() && !member.released && !member.is_apart(now);
+        let goes = |member: &Member| member.standing.leaving && may(member);
         (self.members.iter())
             .filter(|(_, member)| goes(member) && member.standing.has_state && !self.is_behind(member))
             .filter(|(_, member)| later(member))
@@ -127,7 +128,7 @@ impl Cluster {
 
     /// Gathering: when all are there, or time is over and enough are, the first generation begins.
     pub(crate) fn gather(&mut self, now: Duration, actions: &mut Vec<Action>) {
-        let eligible = self.eligible();
+        let eligible = self.eligible(now);
         let (count, wanted) = (eligible.len() as u32, self.wanted.max(1));
         let late = now >= self.policy.startup;
         if count >= wanted || late && count >= self.policy.min_workers.max(1) && self.policy.on_loss == OnLoss::Shrink {
@@ -170,7 +171,7 @@ impl Cluster {
     /// Gives places to the first of `eligible`, as many as are wanted, and to who hands the state over to them.
     fn form(&mut self, mut eligible: Vec<WorkerId>, now: Duration, actions: &mut Vec<Action>) {
         eligible.truncate(self.wanted.max(1) as usize);
-        eligible.extend(self.hands_over(&eligible));
+        eligible.extend(self.hands_over(&eligible, now));
         let mut rollback = std::mem::take(&mut self.strikes.rollback);
         let mut redraw = std::mem::take(&mut self.strikes.redraw);
         let (over, mut latest) = (self.generation, self.generation.max(self.used));
@@ -277,8 +278,10 @@ impl Cluster {
         if !self.all_are_out(waited, now, actions) {
             return;
         }
-        let eligible = self.eligible();
-        let (staying, going) = (eligible.iter().filter(|worker| self.holds_state(worker)), self.hands_over(&eligible));
+        self.part(now, actions);
+        let eligible = self.eligible(now);
+        let (staying, going) =
+            (eligible.iter().filter(|worker| self.holds_state(worker)), self.hands_over(&eligible, now));
         let holders: Vec<_> = staying.cloned().chain(going.clone()).collect();
         // one who is only out of reach may hold the state that nobody else does, or be the cause of it all
         let unknown = self.at_work().next().is_some() && waited < self.policy.patience;

@@ -129,6 +129,22 @@ pub enum Reason {
         /// How many there could be.
         wanted: u32,
     },
+    /// Two workers could not reach each other, and one of them waits.
+    #[error(
+        "{} and worker {other} do not reach each other: the first waits for {:.1} s before it is tried again; does a firewall \
+         stand between their hosts, or is a link broken?",
+        name(.worker, *.rank), .pause.as_secs_f64()
+    )]
+    Apart {
+        /// Who waits.
+        worker: WorkerId,
+        /// Its rank.
+        rank: Option<Rank>,
+        /// Whom it did not reach.
+        other: WorkerId,
+        /// How long.
+        pause: Duration,
+    },
     /// The operator wants another number of workers.
     #[error("{workers} worker{} wanted from now on", if *.workers == 1 { "" } else { "s" })]
     Scaled {

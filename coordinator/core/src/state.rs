@@ -2,6 +2,7 @@
 //!
 //! Facts only. What follows from them is judged in [`mod@crate::step`]; nothing here decides.
 
+use crate::apart::Apart;
 use crate::event::{ExitStatus, SessionId, Standing, WorkerId};
 use crate::reason::Cause;
 use common::ids::{Generation, ImagesSeen, Rank};
@@ -166,6 +167,8 @@ pub struct Member {
     pub(crate) told: Duration,
     /// Images at what it held when it was given its place.
     pub(crate) origin: ImagesSeen,
+    /// It could not reach another member, and waits.
+    pub(crate) apart: Option<Apart>,
     /// When it was last asked to leave, on its present stream.
     pub(crate) asked: Option<Duration>,
     /// It was asked to leave while it had no place: it gets none any more.
@@ -195,6 +198,7 @@ impl Member {
             placed_at: None,
             told: now,
             origin: ImagesSeen(0),
+            apart: None,
             asked: None,
             released: false,
             may_finish: false,

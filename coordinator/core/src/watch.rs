@@ -73,8 +73,8 @@ impl Cluster {
     }
 
     fn newcomers(&self, now: Duration) -> u32 {
-        let waits =
-            |m: &&Member| !m.is_placed() && m.is_eligible() && !self.is_behind(m) && now >= m.ready_since + TOGETHER;
+        let comes = |m: &Member| !m.is_placed() && m.is_eligible() && !self.is_behind(m) && !m.is_apart(now);
+        let waits = |m: &&Member| comes(m) && now >= m.ready_since + TOGETHER;
         self.members.values().filter(waits).count() as u32
     }
 

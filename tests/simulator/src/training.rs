@@ -437,7 +437,8 @@ impl World {
         }
         let seconds = (self.now - self.workers[w].began) as f64 / 1000.0;
         self.report(w, Activity::Train, seconds);
-        match agreed.ending() {
+        let world = self.workers[w].mesh.map_or(1, |(index, _)| self.meshes[index].there.len() as u32);
+        match agreed.ending(world) {
             None => self.next_step(w),
             Some(Ending::Regroup) => self.ends(w, Ok(Ending::Regroup), ""),
             Some(ending) => self.finish(w, ending, Stage::Before { again: false }),
@@ -500,8 +501,9 @@ impl World {
         match self.workers[w].job {
             Job::Finish(ending, stage @ (Stage::Before { .. } | Stage::Commit { .. })) => self.finish(w, ending, stage),
             Job::Alone => {
-                let exit = if self.take_commit(w) { Exit::Orphaned } else { Exit::Storage };
-                self.leave(w, exit)
+                // another one of its generation may have stored the same
+                let safe = !free || self.take_commit(w);
+                self.leave(w, if safe { Exit::Orphaned } else { Exit::Storage })
             }
             _ => Ok(()),
         }
@@ -592,7 +594,7 @@ impl World {
     }
 
     fn commit_alone(&mut self, w: usize) -> Step {
-        let generation = Generation(self.generation(w).0 + 1);
+        let generation = self.generation(w);
         match self.workers[w].storing.in_flight.take() {
             Some(flight) if flight.share == Some(true) => {
                 self.commit(w, flight, generation);

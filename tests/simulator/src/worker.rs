@@ -11,7 +11,9 @@ use common::ids::{Generation, ImagesSeen};
 use coordinator_core::{Assignment, ExitStatus, Standing, WorkerId};
 use std::collections::VecDeque;
 use std::time::Duration;
-use worker_core::{Activity, Away, Effect, Outbox, Place, Progress, Retry, Wishes, Word, heartbeat};
+use worker_core::{
+    Activity, Away, Effect, Outbox, Place, Progress, Retry, Trouble, Wishes, Word, desertion, heartbeat,
+};
 
 /// Until the run's own patience is known.
 const PATIENCE: Millis = 10_000;
@@ -128,8 +130,9 @@ impl Worker {
             generation: standing.generation,
             ready: standing.ready,
             has_state: standing.has_state,
-            trouble: standing.trouble,
-            diverged: standing.diverged,
+            trouble: standing.trouble.why,
+            diverged: standing.trouble.diverged,
+            unreached: standing.trouble.unreached,
             leaving: standing.leaving,
             images: standing.progress.images,
             step: standing.progress.phase,
@@ -211,6 +214,12 @@ impl World {
                 Ok(())
             }
             Timer::Farewell => self.exit(w),
+            Timer::Deserted => {
+                self.workers[w].place.desert();
+                self.push_alone(w, Timer::Unblock);
+                Ok(())
+            }
+            Timer::Unblock => self.unblock(w),
             Timer::Term => {
                 let missed = self.workers[w].place.give_notice();
                 tell!(self, "{} is told to go", self.workers[w].id);
@@ -280,6 +289,7 @@ impl World {
             Retry::TooLong(_) if worker.welcomed => {
                 tell!(self, "{} is an orphan", self.workers[w].id);
                 self.workers[w].place.orphan();
+                self.push_alone(w, Timer::Deserted);
                 self.order(w, Order::Orphaned)?;
                 self.link_ends(w)
             }
@@ -288,6 +298,18 @@ impl World {
                 self.link_ends(w)
             }
         }
+    }
+
+    fn push_alone(&mut self, w: usize, timer: Timer) {
+        let at = self.now + desertion(Duration::from_millis(self.patience(w))).as_millis() as Millis;
+        self.push(at, Item::Worker(w, timer));
+    }
+
+    /// Nobody else ends what blocks training; the last checkpoint takes the time that it takes.
+    fn unblock(&mut self, w: usize) -> Step {
+        self.push_alone(w, Timer::Unblock);
+        let stores = self.workers[w].progress.activity == Activity::Checkpoint;
+        if !stores && self.workers[w].place.give_up() == Effect::Abort { self.mesh_fails(w) } else { Ok(()) }
     }
 
     fn link_ends(&mut self, w: usize) -> Step {
@@ -449,7 +471,7 @@ impl World {
     /// Prepared, and in no generation.
     pub(crate) fn wait(&mut self, w: usize, trouble: &str) -> Step {
         let held = self.workers[w].held.is_some();
-        self.workers[w].place.wait(held, trouble.to_owned(), false);
+        self.workers[w].place.wait(held, Trouble { why: trouble.to_owned(), ..Trouble::default() });
         self.workers[w].job = Job::Waiting;
         self.stand(w);
         self.hear_orders(w)

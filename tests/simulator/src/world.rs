@@ -72,6 +72,9 @@ pub(crate) enum Timer {
     /// A manifest was sent to the store.
     Commit(u64),
     Farewell,
+    /// It has been an orphan for so long that others would be too.
+    Deserted,
+    Unblock,
     Term,
     Unhang,
 }
@@ -189,7 +192,7 @@ impl World {
         let whole = |time: Duration| time.as_millis() as Millis;
         let last = self.plan.healed + whole(self.plan.policy.startup) * 4 + 400_000;
         // who is left when the run is over has this long to find out
-        let leave = self.plan.orphan_patience + patience * 3 + 15_000 + self.plan.store * 4 + crate::training::CONNECT;
+        let leave = self.plan.orphan_patience + patience * 7 + 17_000 + self.plan.store * 4 + crate::training::CONNECT;
         let mut over: Option<Millis> = None;
         while let Some(Reverse(Entry { at, item, .. })) = self.queue.pop() {
             self.now = at;

@@ -60,7 +60,6 @@ fn the_side_without_the_coordinator_commits_nothing_and_comes_back_after_it_was_
 
 /// Coordinator and worker 1 here, workers 2 and 3 there, for good.
 #[test]
-#[ignore = "fails: workers that are cut off from a peer too outlast their patience by minutes"]
 fn the_side_without_the_coordinator_leaves_when_its_patience_ends() {
     let Some(scene) = Scene::set(&long().with("cluster.orphan_patience", "3s")) else { return };
     let (mut run, guests) = scene.launch();

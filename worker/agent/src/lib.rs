@@ -16,7 +16,7 @@ mod shared;
 pub use error::AgentError;
 pub use join::{Assignment, JoinInfo};
 pub use lookup::{CONTROL, Seat};
-pub use worker_core::{Activity, Commands, Progress};
+pub use worker_core::{Activity, Commands, Progress, Trouble};
 
 use common::config::resolved::RunConfig;
 use common::exit::Exit;
@@ -158,13 +158,14 @@ impl Agent {
         }
     }
 
-    /// Says that this worker is prepared and in no generation, whether it holds the state, and what ended its last generation
-    /// (nothing, if all left it together; perhaps that training diverged); then waits for what comes next, as long as the coordinator lives.
+    /// Says that this worker is prepared and in no generation, whether it holds the state, and what ended its last generation;
+    /// then waits for what comes next, as long as the coordinator lives.
     ///
     /// # Errors
     /// The coordinator closed the session.
-    pub fn wait(&self, has_state: bool, trouble: &str, diverged: bool) -> Result<Next, AgentError> {
-        self.shared.wait(has_state, truncated(trouble, MESSAGE_BYTES_MAX / 16), diverged);
+    pub fn wait(&self, has_state: bool, trouble: &Trouble) -> Result<Next, AgentError> {
+        let why = truncated(&trouble.why, MESSAGE_BYTES_MAX / 16);
+        self.shared.wait(has_state, Trouble { why, ..*trouble });
         self.shared.changed.notify_one();
         loop {
             return match self.orders.recv().unwrap_or(Order::Failed(AgentError::Ended)) {

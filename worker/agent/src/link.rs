@@ -107,9 +107,10 @@ impl Link {
             share: standing.progress.share,
             ready: standing.ready,
             has_state: standing.has_state,
-            trouble: standing.trouble,
+            trouble: standing.trouble.why,
             waiting: standing.waiting,
-            diverged: standing.diverged,
+            diverged: standing.trouble.diverged,
+            unreached: standing.trouble.unreached.map(|rank| rank.0),
             leaving: standing.leaving,
         }
     }
@@ -142,8 +143,7 @@ impl Link {
                 }
                 Retry::TooLong(waited) if self.welcomed => {
                     tracing::warn!("no coordinator for {:.1} s: this worker is on its own", waited.as_secs_f64());
-                    self.shared.with_place(worker_core::Place::orphan);
-                    return self.order(Order::Orphaned);
+                    return self.be_alone().await;
                 }
                 Retry::TooLong(waited) => {
                     let address = self.terms.endpoint.uri().to_string();
@@ -151,6 +151,29 @@ impl Link {
                 }
             }
         }
+    }
+
+    /// Nobody is spoken to any more. Training is told, and, where it does not end by itself, ended.
+    async fn be_alone(mut self) {
+        self.shared.with_place(worker_core::Place::orphan);
+        self.order(Order::Orphaned);
+        let time = worker_core::desertion(self.terms.patience);
+        if self.is_left_within(time).await {
+            return;
+        }
+        self.shared.with_place(worker_core::Place::desert);
+        while !self.is_left_within(time).await {
+            // the last checkpoint takes the time that it takes
+            if self.shared.progress().activity != worker_core::Activity::Checkpoint {
+                self.shared.give_up();
+            }
+        }
+    }
+
+    /// Whether the worker lets go of its session within this time. What it says meanwhile has nobody to hear it.
+    async fn is_left_within(&mut self, time: Duration) -> bool {
+        let left = async { while self.inbox.recv().await.is_some() {} };
+        tokio::time::timeout(time, left).await.is_ok()
     }
 
     fn has_left(&self) -> bool {

@@ -7,7 +7,7 @@ use common::ids::ImagesSeen;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
-use worker_core::{Activity, Commands, Effect, Place, Progress, Standing, Word};
+use worker_core::{Activity, Commands, Effect, Place, Progress, Standing, Trouble, Word};
 
 /// What ends a generation for this worker, from any thread.
 type Abort = Arc<dyn Fn() + Send + Sync>;
@@ -94,9 +94,9 @@ impl Shared {
     }
 
     /// In no generation, and nothing to abort.
-    pub(crate) fn wait(&self, has_state: bool, trouble: String, diverged: bool) {
+    pub(crate) fn wait(&self, has_state: bool, trouble: Trouble) {
         self.change(|seat| {
-            seat.place.wait(has_state, trouble, diverged);
+            seat.place.wait(has_state, trouble);
             seat.abort = None;
         });
     }
@@ -114,6 +114,14 @@ impl Shared {
     pub(crate) fn dismiss(&self) {
         self.change(|seat| {
             let effect = seat.place.dismiss();
+            self.perform(seat, &effect);
+        });
+    }
+
+    /// Nobody else can end what blocks training.
+    pub(crate) fn give_up(&self) {
+        self.change(|seat| {
+            let effect = seat.place.give_up();
             self.perform(seat, &effect);
         });
     }
@@ -156,14 +164,14 @@ mod tests {
     fn a_command_is_seen_by_the_other_thread_until_it_holds_no_more() {
         let shared = Shared::default();
         assert!(shared.take_commands().is_empty());
-        shared.wait(false, String::new(), false);
+        shared.wait(false, Trouble::default());
         shared.obey(Word::Assign(Generation(3)));
         shared.obey(Word::Checkpoint);
         shared.obey(Word::Stop { generation: Some(Generation(3)), reason: "enough".into() });
         let first = Commands { stop: true, checkpoint_now: true, ..Commands::default() };
         assert_eq!(shared.take_commands(), first);
         assert_eq!(shared.take_commands(), Commands { checkpoint_now: false, ..first });
-        shared.wait(true, String::new(), false);
+        shared.wait(true, Trouble::default());
         shared.obey(Word::Assign(Generation(4)));
         assert!(shared.take_commands().is_empty());
     }
@@ -171,7 +179,7 @@ mod tests {
     #[test]
     fn an_abort_that_comes_first_is_done_as_soon_as_there_is_something_to_abort() {
         let (shared, aborted) = (Shared::default(), Arc::new(AtomicBool::new(false)));
-        shared.wait(false, String::new(), false);
+        shared.wait(false, Trouble::default());
         shared.obey(Word::Assign(Generation(1)));
         shared.obey(Word::Abort(Generation(1)));
         let done = Arc::clone(&aborted);

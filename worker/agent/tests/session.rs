@@ -1,6 +1,6 @@
 //! The agent against a scripted coordinator on loopback: join, progress, commands, reconnection, orphanage, farewell.
 
-use agent::{Activity, Agent, AgentError, Assignment, Commands, JoinInfo, Next, Progress, Seat, Stored};
+use agent::{Activity, Agent, AgentError, Assignment, Commands, JoinInfo, Next, Progress, Seat, Stored, Trouble};
 use common::exit::Exit;
 use common::ids::{Generation, ImagesSeen, Rank};
 use rpc::control_server::{Control, ControlServer};
@@ -118,7 +118,7 @@ fn assign(generation: u64) -> to_worker::Body {
 /// An agent that waits on a thread of its own, and what it gets.
 fn waiting(agent: Agent, has_state: bool, trouble: &'static str) -> std::thread::JoinHandle<(Agent, Next)> {
     std::thread::spawn(move || {
-        let next = agent.wait(has_state, trouble, false).unwrap();
+        let next = agent.wait(has_state, &Trouble { why: trouble.into(), ..Trouble::default() }).unwrap();
         (agent, next)
     })
 }

@@ -15,6 +15,13 @@ pub fn heartbeat(patience: Duration) -> Duration {
     PROGRESS.min(patience / 8).max(BEAT_MIN)
 }
 
+/// From when a worker is an orphan until the other ranks have found the same of themselves, if they are orphans too: they may
+/// have heard their last word up to a patience later, and look for a coordinator at their own pace.
+#[must_use]
+pub fn desertion(patience: Duration) -> Duration {
+    patience * 2 + PAUSE_MAX
+}
+
 /// What follows from a broken stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retry {

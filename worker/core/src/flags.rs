@@ -4,7 +4,7 @@ use crate::ending::Ending;
 use crate::place::Commands;
 
 /// Numbers that ride in the gradients.
-pub const FLAGS: usize = 6;
+pub const FLAGS: usize = 7;
 
 /// What one rank says with a step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -13,6 +13,8 @@ pub struct Flags {
     pub stop: bool,
     /// Has been without a coordinator for too long, and wants to stop for that.
     pub orphaned: bool,
+    /// Has been an orphan for so long that the others are none, or all would be.
+    pub deserted: bool,
     /// Wants a checkpoint now.
     pub checkpoint: bool,
     /// Has stored its share of the checkpoint in flight.
@@ -27,8 +29,8 @@ impl Flags {
     /// As they are summed.
     #[must_use]
     pub fn to_wire(self) -> [f32; FLAGS] {
-        let Self { stop, orphaned, checkpoint, stored, committed, regroup } = self;
-        [stop, orphaned, checkpoint, stored, committed, regroup].map(|flag| f32::from(u8::from(flag)))
+        let Self { stop, orphaned, deserted, checkpoint, stored, committed, regroup } = self;
+        [stop, orphaned, deserted, checkpoint, stored, committed, regroup].map(|flag| f32::from(u8::from(flag)))
     }
 }
 
@@ -39,6 +41,8 @@ pub struct Agreed {
     pub stop: u32,
     /// Have been without a coordinator for too long.
     pub orphaned: u32,
+    /// Of those, for much longer.
+    pub deserted: u32,
     /// Want a checkpoint now.
     pub checkpoint: u32,
     /// Have stored their shares.
@@ -53,17 +57,18 @@ impl Agreed {
     /// The sum as it came back.
     #[must_use]
     pub fn from_wire(wire: [f32; FLAGS]) -> Self {
-        let [stop, orphaned, checkpoint, stored, committed, regroup] = wire.map(|sum| sum as u32);
-        Self { stop, orphaned, checkpoint, stored, committed, regroup }
+        let [stop, orphaned, deserted, checkpoint, stored, committed, regroup] = wire.map(|sum| sum as u32);
+        Self { stop, orphaned, deserted, checkpoint, stored, committed, regroup }
     }
 
-    /// The ending that all agreed on. One coordinator that still gives orders is enough to make it a stop.
+    /// The ending that all `world` ranks agreed on. One coordinator that still gives orders is enough to make it a stop. Ranks
+    /// are orphans together; where some stay so alone, the others leave the generation with them, and go on in another.
     #[must_use]
-    pub fn ending(self) -> Option<Ending> {
+    pub fn ending(self, world: u32) -> Option<Ending> {
         match self {
             Self { stop: 1.., .. } => Some(Ending::Stopped),
-            Self { orphaned: 1.., .. } => Some(Ending::Orphaned),
-            Self { regroup: 1.., .. } => Some(Ending::Regroup),
+            Self { orphaned, .. } if orphaned == world => Some(Ending::Orphaned),
+            Self { deserted: 1.., .. } | Self { regroup: 1.., .. } => Some(Ending::Regroup),
             _ => None,
         }
     }
@@ -89,6 +94,7 @@ impl Wishes {
         Flags {
             stop: commands.stop,
             orphaned: commands.orphaned,
+            deserted: commands.deserted,
             checkpoint: self.checkpoint && !in_flight,
             stored,
             committed: std::mem::take(&mut self.committed),
@@ -129,10 +135,18 @@ mod tests {
     #[test]
     fn a_stop_counts_more_than_an_orphan_and_that_more_than_a_regroup() {
         let all = Agreed { stop: 1, orphaned: 2, regroup: 1, ..Agreed::default() };
-        assert_eq!(all.ending(), Some(Ending::Stopped));
-        assert_eq!(Agreed { stop: 0, ..all }.ending(), Some(Ending::Orphaned));
-        assert_eq!(Agreed { stop: 0, orphaned: 0, ..all }.ending(), Some(Ending::Regroup));
-        assert_eq!(Agreed { checkpoint: 1, ..Agreed::default() }.ending(), None);
+        assert_eq!(all.ending(2), Some(Ending::Stopped));
+        assert_eq!(Agreed { stop: 0, ..all }.ending(2), Some(Ending::Orphaned));
+        assert_eq!(Agreed { stop: 0, orphaned: 0, ..all }.ending(2), Some(Ending::Regroup));
+        assert_eq!(Agreed { checkpoint: 1, ..Agreed::default() }.ending(2), None);
+    }
+
+    #[test]
+    fn orphans_end_the_run_together_and_one_alone_leaves_the_others_behind() {
+        let some = Agreed { orphaned: 2, ..Agreed::default() };
+        assert_eq!(some.ending(3), None, "the third may only notice later");
+        assert_eq!(Agreed { deserted: 1, ..some }.ending(3), Some(Ending::Regroup), "it does not");
+        assert_eq!(Agreed { orphaned: 3, deserted: 1, ..some }.ending(3), Some(Ending::Orphaned));
     }
 
     #[test]

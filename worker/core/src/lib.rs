@@ -31,9 +31,9 @@ pub mod place;
 pub mod standing;
 
 pub use agreement::{Agreement, agree};
-pub use away::{Away, Retry, heartbeat};
+pub use away::{Away, Retry, desertion, heartbeat};
 pub use ending::{After, Ending, after};
 pub use flags::{Agreed, FLAGS, Flags, Wishes};
 pub use outbox::Outbox;
 pub use place::{Commands, Effect, Place, Word};
-pub use standing::{Activity, Progress, Standing};
+pub use standing::{Activity, Progress, Standing, Trouble};

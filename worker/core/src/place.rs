@@ -3,7 +3,7 @@
 //! Every order names its generation, and only the present one is obeyed: [`Place::obey`] is where messages that come late, twice
 //! or from an older generation end. What follows for the rest of the worker is returned as an [`Effect`].
 
-use crate::standing::{Progress, Standing};
+use crate::standing::{Progress, Standing, Trouble};
 use common::ids::Generation;
 
 /// What the coordinator said.
@@ -53,6 +53,9 @@ pub struct Commands {
     pub regroup: bool,
     /// The coordinator has been away for `orphan_patience`: checkpoint and leave with exit code 7.
     pub orphaned: bool,
+    /// It has been so for so long that others, were they without one, would be orphans too: propose to go on without this
+    /// worker.
+    pub deserted: bool,
     /// The coordinator closed the session: this worker is no part of the run any more. Leave without a checkpoint.
     pub dismissed: bool,
 }
@@ -71,8 +74,7 @@ pub struct Place {
     generation: Generation,
     ready: bool,
     has_state: bool,
-    trouble: String,
-    diverged: bool,
+    trouble: Trouble,
     leaving: bool,
     aborted: bool,
     commands: Commands,
@@ -104,10 +106,9 @@ impl Place {
         &self.stop_reason
     }
 
-    /// The worker is prepared and in no generation. `trouble` is what ended its last one: nothing, if all left it together;
-    /// perhaps that training `diverged`.
-    pub fn wait(&mut self, has_state: bool, trouble: String, diverged: bool) {
-        (self.ready, self.has_state, self.trouble, self.diverged) = (true, has_state, trouble, diverged);
+    /// The worker is prepared and in no generation. `trouble` is what ended its last one.
+    pub fn wait(&mut self, has_state: bool, trouble: Trouble) {
+        (self.ready, self.has_state, self.trouble) = (true, has_state, trouble);
     }
 
     /// Obeys what was said, if it concerns the place that this worker has.
@@ -150,6 +151,17 @@ impl Place {
         self.commands.orphaned = true;
     }
 
+    /// And the other ranks had time to find the same: those that did not can go on without this worker.
+    pub fn desert(&mut self) {
+        self.commands.deserted = true;
+    }
+
+    /// The other ranks had time to agree on an end, and training is still blocked among them: nobody but this worker can
+    /// end its generation.
+    pub fn give_up(&mut self) -> Effect {
+        self.obey(Word::Abort(self.generation))
+    }
+
     /// The coordinator closed the session.
     pub fn dismiss(&mut self) -> Effect {
         self.commands.dismissed = true;
@@ -177,7 +189,6 @@ impl Place {
             ready: self.ready,
             has_state: self.has_state,
             trouble: self.trouble.clone(),
-            diverged: self.diverged,
             leaving: self.leaving,
             waiting,
             progress,
@@ -197,8 +208,7 @@ impl Place {
     fn enter(&mut self, generation: Generation) {
         (self.commands.regroup, self.commands.stop) = (false, false);
         (self.generation, self.ready, self.aborted) = (generation, false, false);
-        self.trouble.clear();
-        self.diverged = false;
+        self.trouble = Trouble::default();
     }
 }
 
@@ -210,9 +220,13 @@ mod tests {
         Word::Stop { generation: Some(Generation(generation)), reason: "enough".into() }
     }
 
+    fn trouble(why: &str) -> Trouble {
+        Trouble { why: why.into(), ..Trouble::default() }
+    }
+
     fn placed(generation: u64) -> Place {
         let mut place = Place::default();
-        place.wait(false, String::new(), false);
+        place.wait(false, Trouble::default());
         assert_eq!(place.obey(Word::Assign(Generation(generation))), Effect::Enter);
         place
     }
@@ -221,18 +235,18 @@ mod tests {
     fn a_place_is_taken_once_and_only_by_who_is_ready() {
         let mut place = Place::default();
         assert_eq!(place.obey(Word::Assign(Generation(1))), Effect::Nothing);
-        place.wait(false, String::new(), false);
+        place.wait(false, Trouble::default());
         assert_eq!(place.obey(Word::Assign(Generation(2))), Effect::Enter);
         for generation in [1, 2, 3] {
             assert_eq!(place.obey(Word::Assign(Generation(generation))), Effect::Nothing);
         }
-        place.wait(true, "a peer is lost".into(), false);
+        place.wait(true, trouble("a peer is lost"));
         for generation in [0, 1, 2] {
             assert_eq!(place.obey(Word::Assign(Generation(generation))), Effect::Nothing);
         }
-        assert_eq!(place.standing(Progress::default(), false).trouble, "a peer is lost");
+        assert_eq!(place.standing(Progress::default(), false).trouble.why, "a peer is lost");
         assert_eq!(place.obey(Word::Assign(Generation(3))), Effect::Enter);
-        assert_eq!(place.standing(Progress::default(), true).trouble, "");
+        assert_eq!(place.standing(Progress::default(), true).trouble.why, "");
     }
 
     #[test]
@@ -243,7 +257,7 @@ mod tests {
             assert!(words.into_iter().all(|word| place.obey(word) == Effect::Nothing));
         }
         assert!(place.commands().is_empty() && !place.is_aborted());
-        place.wait(true, String::new(), false);
+        place.wait(true, Trouble::default());
         assert_eq!(place.obey(Word::Abort(Generation(3))), Effect::Nothing);
         assert_eq!(place.obey(stop(3)), Effect::Nothing);
         assert!(place.commands().is_empty());
@@ -259,7 +273,7 @@ mod tests {
         assert_eq!(place.take_commands(), first);
         assert_eq!(place.take_commands(), Commands { checkpoint_now: false, ..first });
         assert_eq!(place.stop_reason(), "enough");
-        place.wait(true, "a peer is lost".into(), false);
+        place.wait(true, trouble("a peer is lost"));
         place.obey(Word::Assign(Generation(4)));
         assert!(place.take_commands().is_empty());
     }
@@ -269,7 +283,7 @@ mod tests {
         let mut place = placed(3);
         assert_eq!(place.obey(Word::Abort(Generation(3))), Effect::Abort);
         assert!(place.is_aborted());
-        place.wait(true, "it is over".into(), false);
+        place.wait(true, trouble("it is over"));
         place.obey(Word::Assign(Generation(4)));
         assert!(!place.is_aborted());
     }
@@ -279,8 +293,21 @@ mod tests {
         assert!(!Place::default().give_notice());
         assert!(placed(1).give_notice());
         let mut place = Place::default();
-        place.wait(false, String::new(), false);
+        place.wait(false, Trouble::default());
         assert!(place.give_notice() && place.standing(Progress::default(), false).leaving);
+    }
+
+    #[test]
+    fn a_deserted_worker_says_so_and_gives_up_what_blocks_it() {
+        let mut place = placed(2);
+        place.orphan();
+        place.desert();
+        let commands = place.commands();
+        assert!(commands.orphaned && commands.deserted && !place.is_aborted());
+        assert_eq!(place.give_up(), Effect::Abort);
+        assert!(place.is_aborted());
+        place.wait(true, trouble("aborted"));
+        assert_eq!(place.give_up(), Effect::Nothing);
     }
 
     #[test]
@@ -288,7 +315,7 @@ mod tests {
         let mut place = placed(1);
         assert_eq!(place.dismiss(), Effect::Abort);
         assert!(place.commands().dismissed);
-        place.wait(true, String::new(), false);
+        place.wait(true, Trouble::default());
         assert_eq!(place.dismiss(), Effect::Nothing);
     }
 }

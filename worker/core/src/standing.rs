@@ -1,6 +1,6 @@
 //! What a worker says of itself with every sign of life. Facts only.
 
-use common::ids::{Generation, ImagesSeen};
+use common::ids::{Generation, ImagesSeen, Rank};
 
 /// What a worker is doing. Each has a time budget of its own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -67,6 +67,17 @@ pub struct Progress {
     pub share: u32,
 }
 
+/// What ended a worker's last generation. Nothing troubled it if all left together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Trouble {
+    /// For a person; empty where there was none.
+    pub why: String,
+    /// Training diverged, on every rank alike.
+    pub diverged: bool,
+    /// The rank that this one could not reach any more, or that gave this one up for silent.
+    pub unreached: Option<Rank>,
+}
+
 /// Where a worker stands, as every sign of life says anew.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Standing {
@@ -76,10 +87,8 @@ pub struct Standing {
     pub ready: bool,
     /// It holds the state of the run.
     pub has_state: bool,
-    /// With `ready`: why its last generation ended for it; empty if all left it together.
-    pub trouble: String,
-    /// With `ready`: its last generation ended because training diverged, on every rank alike.
-    pub diverged: bool,
+    /// With `ready`: what ended its last generation for it.
+    pub trouble: Trouble,
     /// It was told to go, and wants no further place.
     pub leaving: bool,
     /// It has done its part of the step and waits for others.

@@ -1,5 +1,6 @@
 //! The cluster on virtual time: the stories that matter, and random histories, against a model of the workers.
 
+mod apart;
 mod endings;
 mod look;
 mod losses;

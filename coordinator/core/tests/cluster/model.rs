@@ -145,6 +145,7 @@ impl Worker {
                 self.standing.generation = assignment.generation;
                 (self.standing.ready, self.regroup) = (false, false);
                 self.standing.trouble.clear();
+                self.standing.unreached = None;
                 self.standing.activity = "form".into();
                 self.assignment = Some(assignment.clone());
                 Answer::Changed

@@ -3,7 +3,7 @@
 use crate::model::Net;
 use crate::run::{PATIENCE, Run, policy};
 use common::exit::Exit;
-use common::ids::{Generation, ImagesSeen};
+use common::ids::{Generation, ImagesSeen, Rank};
 use coordinator_core::{
     Action, Command, Entry, Event, ExitStatus, OnLoss, Policy, Reason, SessionId, Standing, Stored, WorkerId,
 };
@@ -267,6 +267,7 @@ fn any_standing() -> impl Strategy<Value = Standing> {
             trouble: if trouble { "trouble".into() } else { String::new() },
             leaving,
             diverged: trouble && step == 1,
+            unreached: (trouble && step == 2).then_some(Rank((images % 4) as u32)),
             busy: Duration::from_millis(millis / 2),
             data: Duration::from_millis(millis / 4),
             share: step,

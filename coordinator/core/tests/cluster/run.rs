@@ -333,6 +333,17 @@ impl Run {
         }
     }
 
+    /// The generation of two workers ends because the first does not reach the second.
+    pub fn part(&mut self, index: usize, other: usize) {
+        let of = |worker: &Worker| worker.assignment.as_ref().map(|assignment| assignment.rank);
+        if self.workers[index].is_in_a_generation() {
+            let rank = of(&self.workers[other]);
+            self.workers[index].get_out("a rank is silent");
+            self.workers[index].standing.unreached = rank;
+            self.say(index);
+        }
+    }
+
     /// A worker says where it stands.
     pub fn say(&mut self, index: usize) {
         self.tell(index, false);

@@ -78,7 +78,13 @@ const EVENTS: usize = 32;
 const WAKE: u64 = u64::MAX;
 
 impl Engine {
-    pub(super) fn new(rank: u32, links: Links, fate: Arc<Fate>, deadline: Duration) -> Result<Self, CollectiveError> {
+    pub(super) fn new(
+        rank: u32,
+        links: Links,
+        fate: Arc<Fate>,
+        deadline: Duration,
+        silence: Duration,
+    ) -> Result<Self, CollectiveError> {
         let world = links.0.len();
         let watch = || -> rustix::io::Result<OwnedFd> {
             let set = epoll::create(epoll::CreateFlags::CLOEXEC)?;
@@ -95,6 +101,9 @@ impl Engine {
             Ok(set)
         };
         let epoll = watch().map_err(CollectiveError::io("watch the connections of the group"))?;
+        for peer in links.0.iter().flatten() {
+            socket::watch_host(&peer.control, silence).map_err(CollectiveError::io("watch the host of a peer"))?;
+        }
         let links = Arc::new(links);
         fate.adopt(&links)?;
         Ok(Self {
@@ -114,10 +123,6 @@ impl Engine {
     /// Takes effect with the next call.
     pub(super) fn set_deadline(&mut self, deadline: Duration) {
         self.deadline = deadline;
-        for peer in self.links.0.iter().flatten() {
-            // A help for idle times only: where the system refuses it, the deadline itself still holds.
-            let _ = socket::keep_alive(&peer.control, deadline);
-        }
     }
 
     pub(super) fn world(&self) -> usize {

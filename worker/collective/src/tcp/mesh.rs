@@ -34,6 +34,9 @@ pub const WORLD_MAX: usize = 256;
 /// Deadline of a call until [`crate::Collective::set_deadline`] sets another.
 pub const DEADLINE_DEFAULT: Duration = Duration::from_secs(30);
 
+/// What the patience with a host that answers nothing is, until [`Mesh::patient`] says another.
+const SILENCE_DEFAULT: Duration = Duration::from_secs(30);
+
 /// Longest deadline of a forming; a later one is taken for this.
 const FORMING_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -71,6 +74,7 @@ impl fmt::Debug for Membership {
 #[derive(Debug)]
 pub struct Mesh {
     membership: Membership,
+    silence: Duration,
     fate: Arc<Fate>,
 }
 
@@ -86,7 +90,15 @@ impl Mesh {
             return Err(CollectiveError::Misuse(what));
         }
         let fate = Fate::new(membership.rank)?;
-        Ok(Self { membership, fate })
+        Ok(Self { membership, silence: SILENCE_DEFAULT, fate })
+    }
+
+    /// Once formed, a member whose host answers nothing for `silence` is lost ([`How::Silent`]), whatever its coordinator hears of
+    /// it: in seconds, at least two. A process that is only stopped has a host that answers.
+    #[must_use]
+    pub fn patient(mut self, silence: Duration) -> Self {
+        self.silence = silence;
+        self
     }
 
     /// [`Mesh::new`] and [`Mesh::form`] in one.
@@ -126,7 +138,7 @@ impl Mesh {
         let links = forming.links();
         let rank = self.membership.rank;
         let left = until.saturating_duration_since(Instant::now());
-        let mut engine = Engine::new(rank, links, self.fate, left)?;
+        let mut engine = Engine::new(rank, links, self.fate, left, self.silence)?;
         let nothing = |_| 0..0;
         let mut meeting =
             Exchange { rank: rank as usize, rows: &[], columns: &nothing, into: &mut [], spans: &nothing };

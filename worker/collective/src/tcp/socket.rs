@@ -29,11 +29,14 @@ pub(super) fn prepare(stream: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-/// Lets the kernel notice a host that vanished without a word while no call is in progress: it probes an idle connection ten
-/// times within `deadline`. A process that is merely stopped still answers.
-pub(super) fn keep_alive(stream: &TcpStream, deadline: Duration) -> io::Result<()> {
-    let probe = (deadline / 10).max(Duration::from_secs(1));
-    SockRef::from(stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(probe).with_interval(probe).with_retries(9))
+/// Lets the kernel end a connection whose other host has answered nothing for `silence`: it asks every second, or five times in
+/// that time. A process that is merely stopped has a kernel that answers for it; so the connection must be one on which a
+/// stopped process lets nothing pile up.
+pub(super) fn watch_host(stream: &TcpStream, silence: Duration) -> io::Result<()> {
+    let probe = (silence / 5).max(Duration::from_secs(1));
+    let socket = SockRef::from(stream);
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(probe).with_interval(probe))?;
+    socket.set_tcp_user_timeout(Some(silence))
 }
 
 /// Sends a small message on a connection that has sent next to nothing: it fits, or the connection is of no use.
