@@ -8,8 +8,9 @@ use crate::ids::Generation;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Ends of ticks for which a rank remembers its spans: rank 0 may die before it told of the last one.
-const TICKS_KEPT: usize = 2;
+/// Ends of ticks for which a rank remembers its spans: rank 0 may have told nobody of them, because it died or because nobody
+/// heard it for as long as it waited for that. Some tens of kilobytes.
+const TICKS_KEPT: usize = 256;
 
 /// Where the run stands: how much of it is done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -105,7 +106,7 @@ pub struct Span {
 /// What a rank remembers of the ledger: goes from rank to rank with the state.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Tally {
-    /// Spans since the last but one end of a tick.
+    /// Spans of the last ticks.
     spans: Vec<(Span, bool)>,
     /// What the change of generations cost that is not in a span yet.
     lost: Spent,
@@ -289,18 +290,20 @@ mod tests {
     fn a_rank_remembers_enough_to_tell_what_rank_0_did_not() {
         let mut tally = Tally::default();
         tally.begin(Generation(1), 2, mark(0));
-        for step in 1..=4 {
+        let many = TICKS_KEPT as u64;
+        for step in 1..=many + 2 {
             tally.close(mark(step), &Spent::new(), true);
         }
-        tally.close(mark(5), &[(Class::Compute, 2.0)].into(), false);
+        tally.close(mark(many + 3), &[(Class::Compute, 2.0)].into(), false);
         tally.lose(Class::Detection, 0.5);
-        tally.begin(Generation(2), 1, mark(5));
-        tally.close(mark(7), &Spent::new(), false);
+        tally.begin(Generation(2), 1, mark(many + 3));
+        tally.close(mark(many + 5), &Spent::new(), false);
         let marks: Vec<_> = tally.spans().map(|span| (span.from.steps, span.to.steps)).collect();
-        assert_eq!(marks, [(2, 3), (3, 4), (4, 5), (5, 7)]);
+        assert_eq!((marks[0], marks.len()), ((2, 3), TICKS_KEPT + 2), "older ones are forgotten");
+        assert_eq!(marks[TICKS_KEPT - 1..], [(many + 1, many + 2), (many + 2, many + 3), (many + 3, many + 5)]);
         assert_eq!(tally.spans().last().unwrap().spent[&Class::Detection], 0.5);
         let mut ledger = Ledger::default();
-        assert_eq!(tally.spans().filter(|span| ledger.take(span)).count(), 4);
+        assert_eq!(tally.spans().filter(|span| ledger.take(span)).count(), marks.len());
         assert_eq!(ledger.changes[&Generation(2)], [(Class::Detection, 0.5)].into());
     }
 

@@ -1,7 +1,7 @@
 //! Links that are bad and do not break: one direction lost, delay, packets lost.
 
-use crate::scene::{RUN_PATIENCE, STRUCK_AT, Scene, experiment, generations, losses, short};
-use std::time::Duration;
+use crate::scene::{RUN_PATIENCE, STRUCK_AT, Scene, experiment, formed, generations, losses, short};
+use std::time::{Duration, Instant};
 
 /// A cut in one direction: `deaf` hears nothing from `other`, for ever or for so long. A worker gives up a coordinator
 /// after `orphan_patience`.
@@ -37,7 +37,17 @@ fn a_worker_that_does_not_hear_the_coordinator_is_lost_at_most_itself() {
 
 #[test]
 fn a_worker_that_becomes_an_orphan_alone_leaves_alone() {
-    one_way("worker 1 does not hear the coordinator, and becomes an orphan", (1, 0), None, "2s");
+    let Some(scene) = Scene::set(&experiment(6.4).with("cluster.orphan_patience", "2s")) else { return };
+    let (mut run, guests) = scene.launch();
+    run.wait_for_images(STRUCK_AT);
+    scene.hosts.deafen(1, 0);
+    let cut = Instant::now();
+    let without = formed(&mut run, 2, cut);
+    println!(
+        "worker 1 does not hear the coordinator, and becomes an orphan: {without:.2?} to a generation of the others"
+    );
+    let end = scene.ends_well(run, guests, &[0, 7]);
+    assert_eq!((losses(&end.seen).len(), generations(&end.seen)), (1, 2), "{}", end.story());
 }
 
 /// Every round trip takes 400 ms here, so the run is short. A packet that is lost twice is late by seconds: the patience is
