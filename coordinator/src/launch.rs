@@ -206,6 +206,7 @@ async fn begin_anew(
     origin.generation = origin.generation.max(found.generation);
     let workers = origin::workers(overrides, &origin.config);
     places(stage.options.local.unwrap_or(workers), workers, stage.options.listen)?;
+    machine::may_serve(workers)?;
     for note in &origin.notes {
         stage.display.show(&News::Note(note.clone()));
     }

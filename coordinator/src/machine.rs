@@ -2,6 +2,7 @@
 
 use crate::failure::Failure;
 use common::exit::Exit;
+use rustix::process::{Resource, getrlimit, setrlimit};
 use std::path::{Path, PathBuf};
 
 /// Environment variable that names the worker binary.
@@ -44,6 +45,36 @@ pub fn workers(asked: Option<u32>, configured: u32, gpus: u32, cores: u32) -> u3
         (None, workers @ 1.., _) => workers,
         (None, 0, gpus @ 1..) => gpus,
         (None, 0, 0) => cores.max(1),
+    }
+}
+
+/// Files that a coordinator opens besides those for workers: journal, records, the store.
+const FILES: u64 = 128;
+/// Files for each worker: its stream, and for one of this machine its process and what it writes, with room for a successor.
+const FILES_PER_WORKER: u64 = 6;
+
+/// Takes as many open files as the system gives.
+pub fn raise_open_files() {
+    let mut files = getrlimit(Resource::Nofile);
+    files.current = files.maximum;
+    // what it has is looked at when it is known how many it needs
+    let _as_before = setrlimit(Resource::Nofile, files);
+}
+
+/// Whether a coordinator of so many workers may open the files that it needs.
+///
+/// # Errors
+/// It may not.
+pub fn may_serve(workers: u32) -> Result<(), Failure> {
+    let needed = FILES + FILES_PER_WORKER * u64::from(workers);
+    match getrlimit(Resource::Nofile).current {
+        Some(files) if files < needed => {
+            let message = format!(
+                "this process may open {files} files, and a coordinator of {workers} workers needs {needed}: raise `ulimit -n`"
+            );
+            Err(Failure::new(Exit::Config, message))
+        }
+        _ => Ok(()),
     }
 }
 

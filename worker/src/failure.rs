@@ -67,6 +67,9 @@ pub enum Failure {
     /// This machine or build cannot do what the run asks for.
     #[error("{0}")]
     Unsupported(String),
+    /// The system does not let this process have what it needs.
+    #[error("{0}")]
+    Limit(String),
     /// A file or the runtime failed.
     #[error("cannot {doing}: {error}")]
     Io {
@@ -118,7 +121,7 @@ impl Failure {
             // told above
             Self::Collective(_) => Exit::WorkerLost,
             Self::Diverged(_) => Exit::Diverged,
-            Self::Unsupported(_) => Exit::Config,
+            Self::Unsupported(_) | Self::Limit(_) => Exit::Config,
             Self::Step(_) | Self::Finish(_) | Self::Evaluate(_) | Self::Io { .. } => Exit::Internal,
         }
     }

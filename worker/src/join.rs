@@ -14,7 +14,7 @@ use crate::ranks::Ranks;
 use crate::run::{self, Parts};
 use crate::sync::{self, Carried};
 use crate::trainer::{StepError, Trainer};
-use crate::{alike, chaos, environment, prepare};
+use crate::{alike, chaos, environment, limits, prepare};
 use agent::{Activity, Agent, Assignment, JoinInfo, Next, Notice, Progress, Seat, Trouble};
 use collective::{Collective, Listener, Membership, Mesh, Solo};
 use common::checkpoint::{Dataset, ManifestKey, TrainerCursor};
@@ -37,8 +37,8 @@ use worker_core::{After, Ending, after};
 const PATIENCE: Duration = Duration::from_secs(4);
 /// GPUs of all ranks must be one group within this time.
 const MEET: Duration = Duration::from_secs(60);
-/// A peer's host is asked for a sign every second or more rarely: after less than so many it is not lost.
-const SILENCE_MIN: Duration = Duration::from_secs(5);
+/// A peer's host is asked for a sign every second: nine questions without an answer are not a bad network's.
+const SILENCE_MIN: Duration = Duration::from_secs(10);
 /// A collective in which nothing moves for so long is given up. A lost rank is noticed at once, by its connections; a hung
 /// one by its coordinator, sooner.
 const COLLECTIVE: Duration = Duration::from_secs(600);
@@ -51,6 +51,7 @@ const LOOKUP: Duration = Duration::from_secs(10);
 /// # Errors
 /// [`Failure`]; where a session exists the coordinator was told.
 pub fn join(address: &str, token: &str, listen: Option<IpAddr>, cuda: &Cuda) -> Result<Exit, Failure> {
+    limits::prepare()?;
     let ip = listen.map_or_else(|| address_towards(address), Ok)?;
     let listener = Listener::bind(SocketAddr::new(ip, 0))?;
     let device = device(cuda);
@@ -280,6 +281,7 @@ impl Worker {
             let message = format!("cluster.backend = \"solo\" is for one worker, not {}", peers.len());
             return Err(Failure::Unsupported(message));
         } else {
+            limits::ranks(peers.len())?;
             let membership = Membership { generation, rank: assignment.rank.0, peers, secret: assignment.secret };
             // a coordinator that hears nothing of a member loses it in less time than its peers do
             let patience = Duration::try_from_secs_f64(self.config.cluster.patience_s).unwrap_or(MEET);

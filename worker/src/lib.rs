@@ -14,6 +14,7 @@ pub mod generate;
 pub mod gpus;
 pub mod input;
 pub mod join;
+mod limits;
 pub mod models;
 pub mod optimizer;
 pub mod outputs;

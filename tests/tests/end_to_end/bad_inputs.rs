@@ -2,6 +2,7 @@
 //! process left, nothing begun. Damaged checkpoints are in [`crate::damage`].
 
 use crate::finished::finished;
+use std::process::Command;
 use std::time::Duration;
 use tests::experiment::Experiment;
 use tests::images;
@@ -19,6 +20,32 @@ pub fn assert_refused(machine: &Machine, what: &str, answer: &Answer, code: i32,
     machine.assert_nothing_runs(Duration::from_secs(2));
     let first = text.lines().find(|line| line.contains("error") || line.contains("DAMAGED")).or(text.lines().next());
     println!("{what}: exit code {code}: {}", first.unwrap_or_default());
+}
+
+/// Runs a program to its end where a process may open so many files.
+fn with_few_files(machine: &Machine, files: u32, program: &Command) -> Answer {
+    let mut limited = Command::new("/bin/sh");
+    limited
+        .args(["-c", &format!("ulimit -n {files} && exec \"$@\""), "sh"])
+        .arg(program.get_program())
+        .args(program.get_args());
+    limited.current_dir(machine.path("")).env_clear();
+    limited.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let output = limited.output().expect("a shell starts");
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    Answer { code: output.status.code().unwrap_or(-1), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
+#[test]
+fn a_system_that_gives_too_little() {
+    let machine = Machine::new();
+    machine.experiment(&Experiment::tiny());
+    let many = machine.command(&["launch", "toy.toml", "--plain", "--workers", "200"]);
+    let answer = with_few_files(&machine, 1000, &many);
+    assert_refused(&machine, "few files, many workers", &answer, 3, &["1000 files", "200 workers", "ulimit -n"]);
+    let two = machine.command(&["launch", "toy.toml", "--plain", "--workers", "2"]);
+    let answer = with_few_files(&machine, 100, &two);
+    assert_refused(&machine, "few files, two workers", &answer, 3, &["100 files", "ulimit -n"]);
 }
 
 /// Launches the tiny run with an experiment file of this text.

@@ -29,11 +29,11 @@ pub(super) fn prepare(stream: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-/// Lets the kernel end a connection whose other host has answered nothing for `silence`: it asks every second, or five times in
-/// that time. A process that is merely stopped has a kernel that answers for it; so the connection must be one on which a
+/// Lets the kernel end a connection whose other host has answered nothing for `silence`: it asks every second, or ten times
+/// in that time. A process that is merely stopped has a kernel that answers for it; so the connection must be one on which a
 /// stopped process lets nothing pile up.
 pub(super) fn watch_host(stream: &TcpStream, silence: Duration) -> io::Result<()> {
-    let probe = (silence / 5).max(Duration::from_secs(1));
+    let probe = (silence / 10).max(Duration::from_secs(1));
     let socket = SockRef::from(stream);
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(probe).with_interval(probe))?;
     socket.set_tcp_user_timeout(Some(silence))
