@@ -5,6 +5,13 @@
 //! a coordinator or a worker does; it only carries out, as the shells `coordinator`, `agent` and `worker` do, and checks after
 //! every step what must always hold ([`invariants`]).
 //!
+//! A seed that fails is named with its story and the command that tells it again ([`replay`]):
+//!
+//!     cargo run -p simulator --example simulate -- --seed N --story
+//!
+//! Seeds that have found something are kept: those of planted defects in `mutations.toml`, those of real ones in `regressions.toml`
+//! (`tests/mutations.rs`).
+//!
 //! | file | holds |
 //! |---|---|
 //! | [`plan`] | what a seed stands for: policy, delays, faults |
