@@ -18,6 +18,7 @@
 //! | `world` | the queue, and the faults |
 //! | `streams` | messages between workers and coordinator |
 //! | `coordinator` | the shell around `coordinator-core` |
+//! | `succession` | one coordinator in the place of another |
 //! | `worker` | the shell around `worker-core` |
 //! | `training` | a worker's training thread |
 //! | `ranks` | calls between the ranks of a generation |
@@ -31,6 +32,7 @@ pub mod invariants;
 pub mod plan;
 mod ranks;
 mod streams;
+mod succession;
 mod training;
 mod worker;
 mod world;
@@ -51,6 +53,8 @@ pub struct Report {
     pub story: Vec<String>,
     /// Generations that began.
     pub generations: u64,
+    /// Coordinators that took it, one after the other.
+    pub coordinators: usize,
     /// How it ended.
     pub ended: String,
 }
@@ -68,16 +72,16 @@ pub fn run(seed: u64, tells: bool) -> Report {
             Some(Broken { invariant: "nothing panics", found: text.unwrap_or_default() })
         }
     };
-    let ended = world
-        .coordinator
-        .cluster
-        .outcome()
-        .map_or_else(|| format!("{:?}", world.coordinator.phase()), |outcome| outcome.reason.to_string());
+    let last = world.present();
+    let ended =
+        last.cluster.outcome().map_or_else(|| format!("{:?}", last.phase()), |outcome| outcome.reason.to_string());
+    let coordinators = world.coordinators.len();
     Report {
         broken,
         events: world.events,
         story: world.story.take().unwrap_or_default(),
         generations: world.history.generation.0,
+        coordinators,
         ended,
     }
 }
