@@ -82,6 +82,8 @@ impl History {
     pub fn taken_over(&mut self, by: &Cluster) {
         (self.generation, self.images) = (by.generation, by.images());
         self.stored = newest(by);
+        // it was read
+        self.recorded.insert(by.generation);
     }
 
     /// Takes note of one step. `before` is the state it started from.

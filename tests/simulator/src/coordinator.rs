@@ -45,6 +45,8 @@ pub(crate) struct Coordinator {
     /// What its clock is ahead of the true one.
     pub skew: i64,
     pub alive: bool,
+    /// Since when another may follow it: it is dead, stopped or cut off.
+    pub ended: Millis,
     /// It is struck: it dies after so many more actions.
     pub dies_after: Option<u64>,
 }
@@ -71,6 +73,7 @@ impl Coordinator {
             cut: 0,
             skew: 0,
             alive: true,
+            ended: 0,
             dies_after: None,
         }
     }
@@ -211,6 +214,7 @@ impl World {
             }
             let now = Duration::from_millis(((self.now - mine.born) as i64 + mine.skew).max(0) as u64);
             let before = mine.cluster.clone();
+            let observed = mine.dies_after.is_some().then(|| mine.observed.clone());
             let actions = step(&mut mine.cluster, event.clone(), now);
             (mine.observed)
                 .observe(&before, &event, &actions, &mine.cluster)
@@ -220,6 +224,8 @@ impl World {
             }
             for action in actions {
                 if self.dies_before(c, &action) {
+                    // what it did not come to do was not done
+                    self.coordinators[c].observed = observed.unwrap_or_default();
                     return Ok(());
                 }
                 self.perform(c, action, &mut events)?;

@@ -51,6 +51,8 @@ pub enum Fault {
     Succession(Succession),
     /// The store refuses everything.
     StoreFails(Millis),
+    /// Workers do not see who holds the run.
+    HideStore(Millis),
     /// The store does not answer.
     StoreHangs(Millis),
     /// The operator wants something.
@@ -189,6 +191,15 @@ impl Plan {
             faults.push((*at, Fault::Succession(*succession)));
             fault_time = fault_time.max(*end);
         }
+        if let Some((_, Succession { fate: Fate::Pauses, returns, .. }, end)) = successions.last()
+            && *returns > patience * 2
+        {
+            // all have gone over to the other one, and some look for a coordinator while they see only the one that is stopped
+            let from = end - returns + patience;
+            faults.push((from, Fault::HideStore(end - from)));
+            faults.extend((0..4).map(|who| (from + late.between(1, patience / 2), Fault::BreakStream(who))));
+            faults.push((from + patience * 3 / 4, Fault::Kill(late.below(4))));
+        }
         faults.sort_by_key(|(at, _)| *at);
         Self {
             seed,
@@ -270,7 +281,7 @@ fn successions(c: &mut Chance, policy: &Policy) -> Vec<(Millis, Succession, Mill
                 moves: c.happens(50),
                 attaches: c.happens(70),
                 lag: if c.happens(30) { c.below(100) } else { 0 },
-                returns: c.between(100, patience * 4),
+                returns: c.between(100, patience * 8),
             };
             // four signs of life that do not come, each after twice the patience at most
             let from = at;

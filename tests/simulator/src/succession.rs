@@ -84,6 +84,7 @@ impl World {
                 self.excuse(w, excused);
             }
         }
+        self.coordinators[c].ended = self.now;
         match succession.fate {
             Fate::Dies(actions) => {
                 self.coordinators[c].dies_after = Some(actions);
@@ -111,6 +112,7 @@ impl World {
             return;
         }
         tell!(self, "coordinator {} dies", epoch(c));
+        self.coordinators[c].ended = self.now;
         for stream in std::mem::take(&mut self.coordinators[c].sessions).into_values() {
             self.send_down(stream, Down::Fin);
         }
@@ -193,7 +195,7 @@ impl World {
         let journal = &self.coordinators[before].journal;
         let memory = if succession.elsewhere {
             // what was written down last may not have got there
-            let last = journal.last().map_or(0, |(at, _)| *at).saturating_sub(succession.lag);
+            let last = self.coordinators[before].ended.saturating_sub(succession.lag);
             let there = journal.iter().filter(|(at, _)| succession.lag == 0 || *at < last).map(written);
             Memory::of(&there.filter_map(Entry::from_elsewhere).collect::<Vec<_>>())
         } else {
@@ -235,7 +237,7 @@ impl World {
         worker.looked = self.now;
         let (local, machine) = (worker.local, worker.machine);
         let here = self.coordinators.iter().rposition(|c| local && c.seat.machine == machine);
-        let there = (self.now >= self.store_fails).then(|| self.last());
+        let there = (self.now >= self.store_fails.max(self.store_hidden)).then(|| self.last());
         let found = here.max(there)?;
         Some((epoch(found), self.coordinators[found].seat))
     }

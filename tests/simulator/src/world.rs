@@ -122,6 +122,7 @@ pub(crate) struct World {
     pub store: BTreeMap<ManifestKey, State>,
     pub store_fails: Millis,
     pub store_hangs: Millis,
+    pub store_hidden: Millis,
     /// From, to, until.
     pub peers_cut: Vec<(usize, usize, Millis)>,
     /// When the run was last seen to get on.
@@ -159,6 +160,7 @@ impl World {
             store: BTreeMap::new(),
             store_fails: 0,
             store_hangs: 0,
+            store_hidden: 0,
             peers_cut: Vec::new(),
             moved: 0,
             healed: false,
@@ -351,6 +353,7 @@ impl World {
                 self.store_fails = until(time);
                 self.excuse_who_looks(until(time));
             }
+            Fault::HideStore(time) => self.store_hidden = until(time),
             Fault::StoreHangs(time) => {
                 self.store_hangs = until(time);
                 self.excuse_who_looks(until(time));
