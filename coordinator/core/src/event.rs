@@ -5,6 +5,7 @@
 use crate::journal::Entry;
 use crate::reason::{Reason, Refusal};
 use crate::verdict::Outcome;
+use common::checkpoint::ManifestKey;
 use common::ids::{Generation, ImagesSeen, Rank};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -73,6 +74,14 @@ pub struct Stored {
     pub images: ImagesSeen,
     /// Key of its manifest below the run.
     pub manifest: String,
+}
+
+impl Stored {
+    /// The generation that wrote it, as its name says; 0 where that is no name of a checkpoint.
+    #[must_use]
+    pub fn generation(&self) -> Generation {
+        self.manifest.parse().map(|key: ManifestKey| key.generation).unwrap_or_default()
+    }
 }
 
 /// A wish of the operator.

@@ -66,7 +66,7 @@ fn slots_have_one_worker(cluster: &Cluster) -> bool {
 }
 
 /// What a cluster was seen to do.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct History {
     places: BTreeMap<(Generation, Rank), WorkerId>,
     formed: BTreeMap<Generation, Assignment>,
@@ -74,14 +74,16 @@ pub struct History {
     finished: u32,
     generation: Generation,
     images: ImagesSeen,
-    stored: ImagesSeen,
+    stored: (Generation, ImagesSeen),
 }
 
 impl History {
     /// Another coordinator has taken the run over. It may know less than the one before; what was ordered stays ordered.
     pub fn taken_over(&mut self, by: &Cluster) {
         (self.generation, self.images) = (by.generation, by.images());
-        self.stored = by.newest.as_ref().map(|stored| stored.images).unwrap_or_default();
+        self.stored = newest(by);
+        // it was read
+        self.recorded.insert(by.generation);
     }
 
     /// Takes note of one step. `before` is the state it started from.
@@ -119,7 +121,7 @@ impl History {
             return Err("a generation is no larger than allowed");
         }
         self.generation = after.generation;
-        let stored = after.newest.as_ref().map(|stored| stored.images).unwrap_or_default();
+        let stored = newest(after);
         let goes_back = after.images() < self.images && !starts_from_what_is_held(before, after);
         if goes_back || stored < self.stored {
             return Err("progress goes back only to what a new generation holds, and checkpoints never do");
@@ -210,6 +212,11 @@ impl History {
         }
         Ok(())
     }
+}
+
+/// The generation that wrote the newest checkpoint, and images at it.
+fn newest(cluster: &Cluster) -> (Generation, ImagesSeen) {
+    (cluster.newest_from, cluster.newest.as_ref().map(|stored| stored.images).unwrap_or_default())
 }
 
 /// Whether a generation was formed that starts from the most advanced state that one of it holds: from the checkpoint

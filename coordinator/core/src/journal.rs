@@ -34,6 +34,9 @@ pub enum Entry {
         resume: Option<Stored>,
         /// Start from `resume` whoever holds what.
         rollback: bool,
+        /// The last generation, up to this one, that did not go on from what the one before had reached.
+        #[serde(default)]
+        forked: Generation,
         /// Failures until then.
         setbacks: Setbacks,
     },
@@ -155,7 +158,8 @@ impl Memory {
             Entry::Begun { generation, went_back, newest } => {
                 self.generation = self.generation.max(*generation);
                 self.went_back = self.went_back.max(*went_back);
-                if newest.is_some() {
+                // what was written before the run left that line is not its own any more
+                if newest.as_ref().is_some_and(|newest| newest.generation() >= self.forked()) {
                     self.newest.clone_from(newest);
                 }
             }
@@ -209,6 +213,13 @@ impl Memory {
         }
     }
 
+    fn forked(&self) -> Generation {
+        match &self.formed {
+            Some(Entry::Formed { forked, .. }) => *forked,
+            _ => Generation(0),
+        }
+    }
+
     /// Members of the last generation in the order of their ranks.
     #[must_use]
     pub fn members(&self) -> &[Placed] {
@@ -258,6 +269,7 @@ mod tests {
                 members: vec![placed("w0", Some(0)), placed("x", None)],
                 resume: Some(stored(10)),
                 rollback: true,
+                forked: Generation(4),
                 setbacks: Setbacks { at: ImagesSeen(7), count: 1, rolled_back: true },
             },
             Entry::Ended { worker: worker("w1") },

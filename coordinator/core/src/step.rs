@@ -129,7 +129,9 @@ impl Cluster {
         if self.newest.as_ref().is_none_or(|newest| stored.images > newest.images) {
             self.divergences = 0;
         }
-        if self.newest.as_ref().is_none_or(|newest| stored.images >= newest.images) {
+        // in the order in which a resume looks for them
+        let later = |newest: &Stored| (generation, stored.images) >= (self.newest_from, newest.images);
+        if self.newest.as_ref().is_none_or(later) {
             if self.newest.as_ref() != Some(&stored) {
                 actions.push(Action::Record(Entry::Stored(stored.clone())));
             }

@@ -24,7 +24,8 @@ impl Cluster {
         }
         cluster.went_back = memory.went_back;
         cluster.adopt(&memory);
-        if let Some(Entry::Formed { resume, rollback, setbacks, .. }) = &memory.formed {
+        if let Some(Entry::Formed { resume, rollback, forked, setbacks, .. }) = &memory.formed {
+            cluster.forked = *forked;
             let peers = memory.members().iter().map(|member| member.peer.clone()).collect();
             let (resume, rollback) = (resume.clone(), *rollback);
             cluster.formation = Formation { peers, resume, rollback, ..Formation::default() };
@@ -96,6 +97,7 @@ impl Cluster {
             members: workers.iter().filter_map(placed).collect(),
             resume: self.formation.resume.clone(),
             rollback: self.formation.rollback,
+            forked: self.forked,
             setbacks: crate::journal::Setbacks { at, count, rolled_back },
         }
     }

@@ -2,54 +2,85 @@
 
 use crate::invariants;
 use crate::plan::{Millis, Plan};
-use crate::streams::{Counted, Down, Up};
+use crate::streams::{Counted, Down, Stream, Up};
+use crate::succession::{Seat, epoch, pid};
 use crate::world::{Item, Step, Timer, World, tell};
 use common::ids::Generation;
 use coordinator_core::invariants::History as Observed;
-use coordinator_core::{Action, Cluster, Event, ExitStatus, Force, Outcome, Phase, Reason, SessionId, WorkerId, step};
-use std::collections::{BTreeMap, VecDeque};
+use coordinator_core::{
+    Action, Cluster, Entry, Event, ExitStatus, Force, Outcome, PAUSE, Phase, Reason, SessionId, WorkerId, step,
+};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 /// Between two looks at the clock.
 const TICK: Millis = 100;
 
-/// The coordinator's process.
+/// A coordinator's process.
 pub(crate) struct Coordinator {
     pub cluster: Cluster,
-    observed: Observed,
-    sessions: BTreeMap<SessionId, usize>,
+    pub observed: Observed,
+    pub sessions: BTreeMap<SessionId, usize>,
     next_session: u64,
-    spawned: u32,
+    /// Highest number of each worker that it has read.
+    received: BTreeMap<usize, u64>,
+    /// Where it listens, and on which machine.
+    pub seat: Seat,
+    /// When it began.
+    pub born: Millis,
+    /// What it has written down, and when.
+    pub journal: Vec<(Millis, Entry)>,
+    /// Processes of its machine that it watches.
+    pub children: BTreeSet<usize>,
     last_beat: Millis,
     beat: Millis,
+    /// When it last took anything up, and when it last looked who holds the run.
+    turned: Millis,
+    looked: Millis,
     /// Stopped until then.
     pub paused: Millis,
     pub deferred: Vec<Item>,
+    /// Nobody reaches it, and it reaches nobody, until then.
+    pub cut: Millis,
     /// What its clock is ahead of the true one.
     pub skew: i64,
     pub alive: bool,
+    /// Since when another may follow it: it is dead, stopped or cut off.
+    pub ended: Millis,
+    /// It is struck: it dies after so many more actions.
+    pub dies_after: Option<u64>,
 }
 
 impl Coordinator {
-    pub(crate) fn new(plan: &Plan) -> Self {
+    pub(crate) fn new(plan: &Plan, cluster: Cluster, seat: Seat, born: Millis) -> Self {
         let beat = (plan.policy.patience.as_millis() as Millis / 4).min(500);
         Self {
-            cluster: Cluster::new(plan.policy.clone(), Generation(0), None),
+            cluster,
             observed: Observed::default(),
             sessions: BTreeMap::new(),
             next_session: 0,
-            spawned: 0,
-            last_beat: 0,
+            received: BTreeMap::new(),
+            seat,
+            born,
+            journal: Vec::new(),
+            children: BTreeSet::new(),
+            last_beat: born,
             beat,
+            turned: born,
+            looked: born,
             paused: 0,
             deferred: Vec::new(),
+            cut: 0,
             skew: 0,
             alive: true,
+            ended: 0,
+            dies_after: None,
         }
     }
 
-    pub(crate) fn is_over(&self) -> bool {
-        !self.alive
+    /// The first of a run.
+    pub(crate) fn first(plan: &Plan) -> Self {
+        Self::new(plan, Cluster::new(plan.policy.clone(), Generation(0), None), Seat::default(), 0)
     }
 
     pub(crate) fn is_paused(&self) -> bool {
@@ -62,19 +93,38 @@ impl Coordinator {
 }
 
 impl World {
-    pub(crate) fn clock(&mut self) -> Step {
-        if !self.coordinator.alive {
-            return Ok(());
+    /// Whether a coordinator may take something up now: none that is dead, and none that finds that it was replaced. It looks after
+    /// every pause of its own, and as often as it says to the store that it lives.
+    pub(crate) fn takes_up(&mut self, c: usize) -> bool {
+        if !self.coordinators[c].alive {
+            return false;
         }
-        self.push(self.now + TICK, Item::Clock);
-        self.feed(Event::Clock)?;
-        if self.now >= self.coordinator.last_beat + self.coordinator.beat {
-            self.coordinator.last_beat = self.now;
-            for stream in self.coordinator.sessions.values().copied().collect::<Vec<_>>() {
+        let pulse = self.pulse();
+        let mine = &mut self.coordinators[c];
+        let paused = self.now > mine.turned + PAUSE.as_millis() as Millis;
+        mine.turned = self.now;
+        if paused || self.now >= mine.looked + pulse {
+            mine.looked = self.now;
+            let sees = self.now >= self.store_fails.max(self.store_hangs).max(mine.cut);
+            if sees && self.is_replaced(c) {
+                self.give_way(c);
+                return false;
+            }
+        }
+        true
+    }
+
+    pub(crate) fn clock(&mut self, c: usize) -> Step {
+        self.push(self.now + TICK, Item::Clock(c));
+        self.feed(c, Event::Clock)?;
+        let mine = &mut self.coordinators[c];
+        if self.now >= mine.last_beat + mine.beat {
+            mine.last_beat = self.now;
+            for stream in mine.sessions.values().copied().collect::<Vec<_>>() {
                 self.beat(stream);
             }
         }
-        if self.healed && self.coordinator.alive {
+        if self.healed && c == self.last() && self.coordinators[c].alive {
             let policy = &self.plan.policy;
             let bound = policy.startup + policy.patience * 6 + Duration::from_secs(30);
             invariants::the_run_gets_on(self.now - self.moved, bound.as_millis() as Millis)?;
@@ -83,51 +133,55 @@ impl World {
     }
 
     fn beat(&mut self, stream: usize) {
-        let received = self.workers[self.streams[stream].worker].received;
-        self.send_down(stream, Down::Beat(received));
+        let Stream { worker, coordinator, .. } = self.streams[stream];
+        let received = self.coordinators[coordinator].received.get(&worker).copied().unwrap_or_default();
+        self.send_down(stream, Down::Beat(received, epoch(coordinator)));
     }
 
     pub(crate) fn joined(&mut self, stream: usize) -> Step {
-        self.coordinator.next_session += 1;
-        let session = SessionId(self.coordinator.next_session);
+        let Stream { worker: w, coordinator: c, .. } = self.streams[stream];
+        let mine = &mut self.coordinators[c];
+        mine.next_session += 1;
+        let session = SessionId(mine.next_session);
+        mine.sessions.insert(session, stream);
         self.streams[stream].session = Some(session);
-        self.coordinator.sessions.insert(session, stream);
-        self.workers[self.streams[stream].worker].lost = false;
-        let worker = &self.workers[self.streams[stream].worker];
+        self.workers[w].lost = false;
+        let worker = &self.workers[w];
         let (id, peer) = (worker.name.clone(), worker.peer.clone());
         self.send_down(stream, Down::Opened);
         self.beat(stream);
-        self.feed(Event::Joined { worker: id, session, peer, device: String::new(), host: String::new() })
+        self.feed(c, Event::Joined { worker: id, session, peer, device: String::new(), host: String::new() })
     }
 
     pub(crate) fn said(&mut self, stream: usize, message: Up) -> Step {
-        let w = self.streams[stream].worker;
+        let Stream { worker: w, coordinator: c, session, .. } = self.streams[stream];
         // its reader has ended
-        let Some(session) = self.streams[stream].session.filter(|s| self.coordinator.sessions.contains_key(s)) else {
+        let Some(session) = session.filter(|s| self.coordinators[c].sessions.contains_key(s)) else {
             return Ok(());
         };
         let worker = self.workers[w].name.clone();
         match message {
-            Up::Progress(standing) => self.feed(Event::Progress { worker, session, standing }),
+            Up::Progress(standing) => self.feed(c, Event::Progress { worker, session, standing }),
             Up::Counted(sequence, body) => {
-                if sequence <= self.workers[w].received {
+                let received = self.coordinators[c].received.entry(w).or_default();
+                if sequence <= *received {
                     return Ok(());
                 }
-                self.workers[w].received = sequence;
+                *received = sequence;
                 match body {
                     Counted::Stored { generation, stored } => {
-                        let before = self.coordinator.cluster.newest().cloned();
-                        self.feed(Event::Stored { worker, session, generation, stored })?;
+                        let before = self.coordinators[c].cluster.newest().cloned();
+                        self.feed(c, Event::Stored { worker, session, generation, stored })?;
                         let newest =
-                            self.coordinator.cluster.newest().filter(|newest| Some(*newest) != before.as_ref());
-                        let state = newest.and_then(|newest| self.store.get(&newest.manifest));
+                            self.coordinators[c].cluster.newest().filter(|newest| Some(*newest) != before.as_ref());
+                        let state = newest.and_then(|newest| self.stored(newest));
                         state.map_or(Ok(()), |state| {
-                            invariants::a_checkpoint_is_of_the_one_history(*state, &self.history)
+                            invariants::a_checkpoint_is_of_the_one_history(state, &self.history)
                         })
                     }
                     Counted::Leave { exit, images } => {
                         let images = common::ids::ImagesSeen(images);
-                        self.feed(Event::Left { worker, session, exit, message: String::new(), images })
+                        self.feed(c, Event::Left { worker, session, exit, message: String::new(), images })
                     }
                 }
             }
@@ -137,47 +191,73 @@ impl World {
 
     /// The reader of a stream came to its end.
     pub(crate) fn stream_ended(&mut self, stream: usize) -> Step {
-        let Some(session) = self.streams[stream].session.filter(|_| self.coordinator.alive) else { return Ok(()) };
-        let worker = self.workers[self.streams[stream].worker].name.clone();
-        self.coordinator.sessions.remove(&session);
-        self.feed(Event::Disconnected { worker, session })
+        let Stream { worker, coordinator: c, session, .. } = self.streams[stream];
+        let Some(session) = session else { return Ok(()) };
+        let worker = self.workers[worker].name.clone();
+        self.coordinators[c].sessions.remove(&session);
+        self.feed(c, Event::Disconnected { worker, session })
     }
 
-    pub(crate) fn child_exited(&mut self, w: usize, status: ExitStatus) -> Step {
-        if !self.coordinator.alive {
-            return Ok(());
-        }
+    pub(crate) fn child_exited(&mut self, c: usize, w: usize, status: ExitStatus) -> Step {
         let worker = self.workers[w].name.clone();
-        self.feed(Event::ChildExited { worker, status, last_error: None })
+        self.coordinators[c].children.remove(&w);
+        self.feed(c, Event::ChildExited { worker, status, last_error: None })
     }
 
     /// Hands an event to the core, and does what it orders.
-    pub(crate) fn feed(&mut self, event: Event) -> Step {
+    pub(crate) fn feed(&mut self, c: usize, event: Event) -> Step {
         let mut events = VecDeque::from([event]);
         while let Some(event) = events.pop_front() {
-            if !self.coordinator.alive {
+            let mine = &mut self.coordinators[c];
+            if !mine.alive {
                 return Ok(());
             }
-            let now = Duration::from_millis((self.now as i64 + self.coordinator.skew).max(0) as u64);
-            let before = self.coordinator.cluster.clone();
-            let actions = step(&mut self.coordinator.cluster, event.clone(), now);
-            (self.coordinator.observed)
-                .observe(&before, &event, &actions, &self.coordinator.cluster)
+            let now = Duration::from_millis(((self.now - mine.born) as i64 + mine.skew).max(0) as u64);
+            let before = mine.cluster.clone();
+            let observed = mine.dies_after.is_some().then(|| mine.observed.clone());
+            let actions = step(&mut mine.cluster, event.clone(), now);
+            (mine.observed)
+                .observe(&before, &event, &actions, &mine.cluster)
                 .map_err(|invariant| invariants::Broken { invariant, found: format!("{event:?}: {actions:?}") })?;
-            if before.phase() != self.coordinator.phase() {
+            if c == self.last() && before.phase() != self.coordinators[c].phase() {
                 self.gets_on();
             }
             for action in actions {
-                self.perform(action, &mut events)?;
+                if self.dies_before(c, &action) {
+                    // what it did not come to do was not done
+                    self.coordinators[c].observed = observed.unwrap_or_default();
+                    return Ok(());
+                }
+                self.perform(c, action, &mut events)?;
             }
         }
         Ok(())
     }
 
-    fn perform(&mut self, action: Action, events: &mut VecDeque<Event>) -> Step {
+    /// A coordinator that is struck dies between two actions, or while it writes something down: then that may be lost.
+    fn dies_before(&mut self, c: usize, action: &Action) -> bool {
+        let Some(actions) = &mut self.coordinators[c].dies_after else { return false };
+        if *actions > 0 {
+            *actions -= 1;
+            return false;
+        }
+        if let Action::Record(entry) = action
+            && self.net.happens(50)
+        {
+            self.coordinators[c].journal.push((self.now, entry.clone()));
+        }
+        self.crash(c);
+        true
+    }
+
+    fn perform(&mut self, c: usize, action: Action, events: &mut VecDeque<Event>) -> Step {
+        if !matches!(action, Action::Record(_) | Action::Report(_)) && self.is_replaced(c) {
+            let late = self.now > self.knows_by(c);
+            invariants::who_was_replaced_gives_no_orders(epoch(c), late, &action)?;
+        }
         let (session, message) = match action {
             Action::Spawn { slot } => {
-                events.push_back(self.spawn(slot));
+                events.push_back(self.spawn(c, slot));
                 return Ok(());
             }
             Action::Kill { worker, force } => {
@@ -191,20 +271,22 @@ impl World {
                 }
                 return Ok(());
             }
-            Action::Report(reason) => return self.judge_report(&reason),
-            // a coordinator that dies has no successor here: its workers become orphans
-            Action::Record(_) => return Ok(()),
-            Action::Finish(outcome) => return self.conclude_run(&outcome),
+            Action::Report(reason) => return self.judge_report(c, &reason),
+            Action::Record(entry) => {
+                self.coordinators[c].journal.push((self.now, entry));
+                return Ok(());
+            }
+            Action::Finish(outcome) => return self.conclude_run(c, &outcome),
             Action::Refuse { session, refusal } => {
                 tell!(self, "refused: {refusal}");
-                if let Some(stream) = self.coordinator.sessions.remove(&session) {
+                if let Some(stream) = self.coordinators[c].sessions.remove(&session) {
                     self.send_down(stream, Down::Refused);
                     self.send_down(stream, Down::Fin);
                     self.push(self.now, Item::Ended(stream));
                 }
                 return Ok(());
             }
-            Action::Welcome { session, .. } => (session, Down::Welcome),
+            Action::Welcome { session, .. } => (session, Down::Welcome(epoch(c))),
             Action::Assign { worker, session, assignment } => {
                 tell!(self, "{worker} is to be rank {} of {}", assignment.rank, assignment.generation);
                 (session, Down::Assign(assignment))
@@ -220,14 +302,17 @@ impl World {
             Action::Regroup { session, generation, .. } => (session, Down::Regroup(generation)),
             Action::SendCheckpoint { session, .. } => (session, Down::Checkpoint),
         };
-        if let Some(stream) = self.coordinator.sessions.get(&session).copied() {
+        if let Some(stream) = self.coordinators[c].sessions.get(&session).copied() {
             self.send_down(stream, message);
         }
         Ok(())
     }
 
-    fn judge_report(&mut self, reason: &Reason) -> Step {
-        tell!(self, "coordinator: {reason}");
+    fn judge_report(&mut self, c: usize, reason: &Reason) -> Step {
+        tell!(self, "coordinator {}: {reason}", epoch(c));
+        if c != self.last() {
+            return Ok(());
+        }
         if let (Reason::Formed { generation, .. }, Some((stumbles, time))) = (reason, self.plan.stumbles)
             && generation.0 == stumbles
             && self.now < self.plan.healed
@@ -241,28 +326,25 @@ impl World {
         let Reason::Lost { worker, cause, .. } = reason else { return Ok(()) };
         let Some(w) = self.find(worker) else { return Ok(()) };
         // it may be told again when the run ends for it, even after it came back
-        let back = self.coordinator.cluster.members().any(|(id, _)| id == worker);
+        let cluster = &self.coordinators[c].cluster;
+        let (back, over) = (cluster.members().any(|(id, _)| id == worker), cluster.is_over());
         if back || std::mem::replace(&mut self.workers[w].lost, true) {
             return Ok(());
         }
         let worker = &self.workers[w];
-        let excused = !worker.alive
-            || worker.leaves()
-            || worker.is_orphan()
-            || self.now <= worker.excused
-            || self.coordinator.cluster.is_over();
+        let excused = !worker.alive || worker.leaves() || worker.is_orphan() || self.now <= worker.excused || over;
         invariants::nobody_is_evicted_without_a_cause(&worker.id, cause, excused)
     }
 
-    fn spawn(&mut self, slot: u32) -> Event {
+    fn spawn(&mut self, c: usize, slot: u32) -> Event {
         if self.net.happens(self.plan.start_fails) {
             return Event::NotSpawned { slot, error: "no such file".to_owned() };
         }
-        self.coordinator.spawned += 1;
-        let w = self.add_worker(Some(slot));
+        let w = self.add_worker(Some(slot), self.coordinators[c].seat);
+        self.coordinators[c].children.insert(w);
         tell!(self, "{} is started for place {slot}", self.workers[w].id);
         self.push(self.now, Item::Worker(w, Timer::Boot));
-        Event::Spawned { slot, worker: self.workers[w].name.clone(), pid: 100 + w as u32 }
+        Event::Spawned { slot, worker: self.workers[w].name.clone(), pid: pid(w) }
     }
 
     pub(crate) fn find(&self, worker: &WorkerId) -> Option<usize> {
@@ -271,19 +353,16 @@ impl World {
     }
 
     /// The run is over: whoever is still connected hears it, and children are reaped.
-    fn conclude_run(&mut self, outcome: &Outcome) -> Step {
+    fn conclude_run(&mut self, c: usize, outcome: &Outcome) -> Step {
         tell!(self, "the run is over: {} (exit {:?})", outcome.reason, outcome.exit);
-        self.coordinator.alive = false;
-        let newest = outcome.newest.as_ref();
-        let stored = newest.and_then(|newest| self.store.get(&newest.manifest)).copied();
-        for stream in std::mem::take(&mut self.coordinator.sessions).into_values() {
+        self.coordinators[c].alive = false;
+        let stored = outcome.newest.as_ref().and_then(|newest| self.stored(newest));
+        for stream in std::mem::take(&mut self.coordinators[c].sessions).into_values() {
             self.send_down(stream, Down::Refused);
             self.send_down(stream, Down::Fin);
         }
-        for w in 0..self.workers.len() {
-            if self.workers[w].local && self.workers[w].alive {
-                self.push(self.now + 1, Item::Die(w));
-            }
+        for w in std::mem::take(&mut self.coordinators[c].children) {
+            self.push(self.now + 1, Item::Die(w));
         }
         if let Some(state) = stored {
             invariants::a_checkpoint_is_of_the_one_history(state, &self.history)?;
@@ -293,13 +372,11 @@ impl World {
             let node = self.history.node(state);
             (node.generation, node.depth)
         });
-        invariants::an_end_is_stored(outcome, found, &self.history)
-    }
-
-    pub(crate) fn crash_coordinator(&mut self) {
-        self.coordinator.alive = false;
-        for stream in std::mem::take(&mut self.coordinator.sessions).into_values() {
-            self.send_down(stream, Down::Fin);
+        // a successor cannot know what the last ones had reached that were killed before it came
+        let head = Some(self.history.head);
+        if c > 0 && self.workers.iter().any(|worker| worker.lost_with_it == head) {
+            return Ok(());
         }
+        invariants::an_end_is_stored(outcome, found, &self.history)
     }
 }

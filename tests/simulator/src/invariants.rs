@@ -5,7 +5,7 @@
 use crate::history::{BEGINNING, History, State};
 use crate::plan::Millis;
 use common::ids::Generation;
-use coordinator_core::{Cause, Outcome, Reason};
+use coordinator_core::{Action, Cause, Outcome, Reason};
 
 /// A property that does not hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,7 +69,8 @@ pub fn one_history(
     history: &History,
 ) -> Holds {
     let is_lost = !held.iter().any(|&state| state != BEGINNING && history.on_one_line(state, history.head));
-    let other = held.contains(&start) && is_lost && newest.is_none_or(|stored| history.on_one_line(stored, start));
+    let there = held.contains(&start) || newest == Some(start);
+    let other = there && is_lost && newest.is_none_or(|stored| history.on_one_line(stored, start));
     holds("the run has one history", other || history.on_one_line(start, history.head), || {
         format!("{generation} starts from state {start}, and the run was at {}: neither led to the other", history.head)
     })
@@ -127,6 +128,25 @@ pub fn nobody_is_evicted_without_a_cause(worker: &str, cause: &Cause, excused: b
 pub fn only_the_present_generation_is_left(worker: &str, told: Generation, present: Generation) -> Holds {
     holds("nothing of an older generation is obeyed", told == present, || {
         format!("{worker} leaves {present} because {told} is over")
+    })
+}
+
+/// Who was replaced learns it soon, and from then on orders nothing.
+pub fn who_was_replaced_gives_no_orders(epoch: u64, late: bool, order: &Action) -> Holds {
+    holds("who was replaced gives no orders", !late, || format!("coordinator {epoch} still orders {order:?}"))
+}
+
+/// A worker that has obeyed a coordinator obeys no earlier one any more.
+pub fn no_earlier_coordinator_is_obeyed(worker: &str, epoch: u64, before: u64) -> Holds {
+    holds("no earlier coordinator is obeyed", epoch >= before, || {
+        format!("{worker} obeys coordinator {epoch} after {before}")
+    })
+}
+
+/// The places of a generation are given once: its number means one set of ranks.
+pub fn a_generation_is_one(generation: Generation, one: bool) -> Holds {
+    holds("a generation has one number, and a number one generation", one, || {
+        format!("two different worlds meet as {generation}")
     })
 }
 

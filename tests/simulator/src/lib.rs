@@ -5,12 +5,20 @@
 //! a coordinator or a worker does; it only carries out, as the shells `coordinator`, `agent` and `worker` do, and checks after
 //! every step what must always hold ([`invariants`]).
 //!
+//! A seed that fails is named with its story and the command that tells it again ([`replay`]):
+//!
+//!     cargo run -p simulator --example simulate -- --seed N --story
+//!
+//! Seeds that have found something are kept: those of planted defects in `mutations.toml`, those of real ones in `regressions.toml`
+//! (`tests/mutations.rs`).
+//!
 //! | file | holds |
 //! |---|---|
 //! | [`plan`] | what a seed stands for: policy, delays, faults |
 //! | `world` | the queue, and the faults |
 //! | `streams` | messages between workers and coordinator |
 //! | `coordinator` | the shell around `coordinator-core` |
+//! | `succession` | one coordinator in the place of another |
 //! | `worker` | the shell around `worker-core` |
 //! | `training` | a worker's training thread |
 //! | `ranks` | calls between the ranks of a generation |
@@ -24,6 +32,7 @@ pub mod invariants;
 pub mod plan;
 mod ranks;
 mod streams;
+mod succession;
 mod training;
 mod worker;
 mod world;
@@ -44,6 +53,8 @@ pub struct Report {
     pub story: Vec<String>,
     /// Generations that began.
     pub generations: u64,
+    /// Coordinators that took it, one after the other.
+    pub coordinators: usize,
     /// How it ended.
     pub ended: String,
 }
@@ -61,16 +72,16 @@ pub fn run(seed: u64, tells: bool) -> Report {
             Some(Broken { invariant: "nothing panics", found: text.unwrap_or_default() })
         }
     };
-    let ended = world
-        .coordinator
-        .cluster
-        .outcome()
-        .map_or_else(|| format!("{:?}", world.coordinator.phase()), |outcome| outcome.reason.to_string());
+    let last = world.present();
+    let ended =
+        last.cluster.outcome().map_or_else(|| format!("{:?}", last.phase()), |outcome| outcome.reason.to_string());
+    let coordinators = world.coordinators.len();
     Report {
         broken,
         events: world.events,
         story: world.story.take().unwrap_or_default(),
         generations: world.history.generation.0,
+        coordinators,
         ended,
     }
 }

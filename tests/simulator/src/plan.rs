@@ -47,12 +47,48 @@ pub enum Fault {
     JumpBack(Millis),
     /// The coordinator's process dies, and nobody takes over.
     CrashCoordinator,
+    /// The coordinator is replaced.
+    Succession(Succession),
     /// The store refuses everything.
     StoreFails(Millis),
+    /// Workers do not see who holds the run.
+    HideStore(Millis),
     /// The store does not answer.
     StoreHangs(Millis),
     /// The operator wants something.
     Operator(Command),
+}
+
+/// What befalls a coordinator, and how another one takes the run over from it.
+#[derive(Clone, Copy, Debug)]
+pub struct Succession {
+    /// What befalls it.
+    pub fate: Fate,
+    /// When the other one comes, after what it waits for anyway.
+    pub after: Millis,
+    /// On another machine, where nothing but what is in the store is known.
+    pub elsewhere: bool,
+    /// Listening at another address.
+    pub moves: bool,
+    /// Starting no workers of its own, on another machine.
+    pub attaches: bool,
+    /// What was written down in this time before the end has not come into the store.
+    pub lag: Millis,
+    /// The one before, if it lives, comes back this long after.
+    pub returns: Millis,
+}
+
+/// What befalls a coordinator that another one replaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// SIGKILL, after so many more actions.
+    Dies(u64),
+    /// Its machine loses power.
+    MachineDies,
+    /// SIGSTOP, and SIGCONT when the other one is there.
+    Pauses,
+    /// Nobody reaches it, and it reaches nobody, until the other one is there.
+    IsCut,
 }
 
 /// Everything that a seed decides in advance.
@@ -147,12 +183,28 @@ impl Plan {
             let goes = if c.happens(50) { Fault::Kill } else { Fault::Term };
             faults.push((at + c.between(2000, 5000), goes(c.below(8))));
         }
-        let fault_time = faults.iter().map(|(at, _)| *at).fold(fault_time, u64::max);
+        let mut fault_time = faults.iter().map(|(at, _)| *at).fold(fault_time, u64::max);
+        // what came later to this plan draws by itself: the seeds that it leaves alone keep their stories
+        let mut late = Chance::new(seed ^ 0x5CC);
+        let successions = successions(&mut late, &policy);
+        for (at, succession, end) in &successions {
+            faults.push((*at, Fault::Succession(*succession)));
+            fault_time = fault_time.max(*end);
+        }
+        if let Some((_, Succession { fate: Fate::Pauses, returns, .. }, end)) = successions.last()
+            && *returns > patience * 2
+        {
+            // all have gone over to the other one, and some look for a coordinator while they see only the one that is stopped
+            let from = end - returns + patience;
+            faults.push((from, Fault::HideStore(end - from)));
+            faults.extend((0..4).map(|who| (from + late.between(1, patience / 2), Fault::BreakStream(who))));
+            faults.push((from + patience * 3 / 4, Fault::Kill(late.below(4))));
+        }
         faults.sort_by_key(|(at, _)| *at);
         Self {
             seed,
             policy,
-            orphan_patience: c.between(4, 12) * 1000,
+            orphan_patience: c.between(4, 12) * if successions.is_empty() { 1000 } else { 4000 },
             delay: [1, 5, 20, 60][c.below(4) as usize],
             step: [10, 30, 60, 120][c.below(4) as usize],
             start: c.between(50, 800),
@@ -204,4 +256,37 @@ fn fault(c: &mut Chance, patience: Millis) -> Fault {
         _ if c.happens(60) => Fault::Operator(Command::Stop),
         _ => Fault::Operator(Command::Kill),
     }
+}
+
+/// When the coordinator is replaced, and when that is over at the latest.
+fn successions(c: &mut Chance, policy: &Policy) -> Vec<(Millis, Succession, Millis)> {
+    let count = if c.happens(35) { c.between(1, 3) } else { 0 };
+    let patience = policy.patience.as_millis() as Millis;
+    let mut at = 0;
+    (0..count)
+        .map(|_| {
+            at += c.between(300, 9000);
+            let (fate, elsewhere) = match c.below(10) {
+                0..=4 => (Fate::Dies(c.below(8)), false),
+                5..=6 => (Fate::Dies(c.below(8)), true),
+                7 => (Fate::MachineDies, true),
+                8 if policy.local == 0 => (Fate::IsCut, true),
+                _ => (Fate::Pauses, true),
+            };
+            let after = [c.between(20, 300), c.between(300, patience * 2), c.between(patience, patience * 5)];
+            let succession = Succession {
+                fate,
+                after: after[c.below(3) as usize],
+                elsewhere,
+                moves: c.happens(50),
+                attaches: c.happens(70),
+                lag: if c.happens(30) { c.below(100) } else { 0 },
+                returns: c.between(100, patience * 8),
+            };
+            // four signs of life that do not come, each after twice the patience at most
+            let from = at;
+            at += succession.after + if elsewhere { patience * 8 + succession.returns } else { 0 };
+            (from, succession, at + patience)
+        })
+        .collect()
 }

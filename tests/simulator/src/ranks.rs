@@ -59,6 +59,8 @@ pub(crate) struct Mesh {
 impl World {
     /// A worker comes to meet the others.
     pub(crate) fn meet(&mut self, w: usize, generation: Generation, peers: &Arc<[String]>, rank: u32) -> Step {
+        let same = self.meshes.iter().rev().filter(|mesh| mesh.generation == generation);
+        invariants::a_generation_is_one(generation, same.into_iter().all(|mesh| mesh.peers == *peers))?;
         let found = self.meshes.iter().rposition(|mesh| mesh.generation == generation && mesh.peers == *peers);
         let index = found.unwrap_or_else(|| {
             self.meshes.push(Mesh {

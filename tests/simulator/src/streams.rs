@@ -1,6 +1,7 @@
 //! Streams between workers and the coordinator, as TCP gives them: in order, whole, until they break. What is on the way then is lost,
 //! and either end may learn of it late. A partition keeps messages back; a stream that is given up meanwhile loses them.
 
+use crate::coordinator::Coordinator;
 use crate::plan::Millis;
 use crate::world::{Item, Step, Timer, World, tell};
 use common::ids::Generation;
@@ -26,21 +27,24 @@ pub(crate) enum Counted {
 #[derive(Clone, Debug)]
 pub(crate) enum Down {
     Opened,
-    Welcome,
+    /// With the number of the coordinator.
+    Welcome(u64),
     Assign(Assignment),
     Stop(Option<Generation>),
     Abort(Generation),
     Regroup(Generation),
     Checkpoint,
-    Beat(u64),
+    /// What has arrived, and the number of the coordinator.
+    Beat(u64, u64),
     Refused,
     Fin,
 }
 
 /// One stream.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Stream {
     pub worker: usize,
+    pub coordinator: usize,
     pub session: Option<SessionId>,
     /// Nothing gets through any more.
     pub cut: bool,
@@ -49,9 +53,9 @@ pub(crate) struct Stream {
 }
 
 impl World {
-    pub(crate) fn new_stream(&mut self, worker: usize) -> usize {
+    pub(crate) fn new_stream(&mut self, worker: usize, coordinator: usize) -> usize {
         let (session, cut, up_last, down_last) = (None, false, self.now, self.now);
-        self.streams.push(Stream { worker, session, cut, up_last, down_last });
+        self.streams.push(Stream { worker, coordinator, session, cut, up_last, down_last });
         self.streams.len() - 1
     }
 
@@ -60,9 +64,10 @@ impl World {
     }
 
     pub(crate) fn send_up(&mut self, stream: usize, message: Up) {
-        let (delay, cut) = (self.delay(), self.coordinator_cut);
-        let Stream { worker, cut: gone, up_last, .. } = self.streams[stream];
-        if gone || !self.coordinator.alive {
+        let delay = self.delay();
+        let Stream { worker, coordinator, cut: gone, up_last, .. } = self.streams[stream];
+        let Coordinator { alive, cut, .. } = self.coordinators[coordinator];
+        if gone || !alive {
             return;
         }
         let at = (self.now + delay).max(up_last).max(self.workers[worker].cut_up).max(cut);
@@ -71,8 +76,9 @@ impl World {
     }
 
     pub(crate) fn send_down(&mut self, stream: usize, message: Down) {
-        let (delay, cut) = (self.delay(), self.coordinator_cut);
-        let Stream { worker, cut: gone, down_last, .. } = self.streams[stream];
+        let delay = self.delay();
+        let Stream { worker, coordinator, cut: gone, down_last, .. } = self.streams[stream];
+        let cut = self.coordinators[coordinator].cut;
         if gone {
             return;
         }
@@ -103,7 +109,7 @@ impl World {
     }
 
     pub(crate) fn arrives_up(&mut self, stream: usize, message: Up) -> Step {
-        if self.streams[stream].cut || !self.coordinator.alive {
+        if self.streams[stream].cut {
             return Ok(());
         }
         match message {

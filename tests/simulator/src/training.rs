@@ -8,6 +8,7 @@ use crate::ranks::{Said, Saved};
 use crate::streams::Counted;
 use crate::worker::Held;
 use crate::world::{Item, Step, Timer, World, tell};
+use common::checkpoint::ManifestKey;
 use common::exit::Exit;
 use common::ids::{Generation, ImagesSeen};
 use common::schedule::StateVersion;
@@ -101,7 +102,7 @@ struct InFlight {
 #[derive(Clone, Debug)]
 struct Committing {
     number: u64,
-    key: String,
+    key: ManifestKey,
     state: State,
     generation: Generation,
     images: u64,
@@ -310,7 +311,7 @@ impl World {
         self.workers[w].held = None;
         let generation = self.generation(w);
         let resume = self.workers[w].assignment.as_ref().and_then(|assignment| assignment.resume.clone());
-        match resume.and_then(|stored| self.store.get(&stored.manifest)).copied() {
+        match resume.and_then(|stored| self.stored(&stored)) {
             None => self.start(w, Held { state: BEGINNING, line: generation }, None),
             Some(state) => {
                 self.workers[w].job = Job::Restoring(state);
@@ -335,15 +336,15 @@ impl World {
                 if self.is_latest(generation) {
                     let rollback = self.workers[w].assignment.as_ref().is_some_and(|assignment| assignment.rollback);
                     let mine = std::mem::take(&mut self.meshes[index].held);
-                    let newest = self.coordinator.cluster.newest().and_then(|newest| self.store.get(&newest.manifest));
+                    let newest = self.newest_state();
                     let told = self.workers[w].assignment.as_ref().and_then(|assignment| assignment.resume.as_ref());
-                    let told = told.and_then(|told| self.store.get(&told.manifest)).copied();
+                    let told = told.and_then(|told| self.stored(told));
                     let there = self.meshes[index].there.iter().flatten();
                     // where a state comes from is not said: the core takes it for that of the last generation. Not mended yet
                     if !there.into_iter().any(|&other| self.workers[other].stale) {
                         invariants::no_stored_step_is_taken_again(generation, told, held.state, &self.history)?;
                     }
-                    invariants::one_history(generation, held.state, &mine, newest.copied(), &self.history)?;
+                    invariants::one_history(generation, held.state, &mine, newest, &self.history)?;
                     if !rollback {
                         invariants::no_step_is_taken_twice(generation, &mine, held.state, &self.history)?;
                     }
@@ -394,7 +395,7 @@ impl World {
             invariants::a_step_follows_the_one_before(generation, before.state, state, &self.history)?;
             self.history.head = state;
             self.gets_on();
-            if let (true, Some(asked)) = (self.healed && self.coordinator.alive, self.stop_asked) {
+            if let (true, Some(asked)) = (self.healed && self.present().alive, self.stop_asked) {
                 let patience = self.plan.policy.patience.as_millis() as Millis;
                 let since = self.now - asked.max(self.plan.healed);
                 invariants::a_stop_is_obeyed(since, patience * 5 + 5000)?;
@@ -480,7 +481,7 @@ impl World {
 
     fn commit(&mut self, w: usize, flight: InFlight, generation: Generation) {
         let InFlight { number, state, images, .. } = flight;
-        let key = format!("{images}-{}", generation.0);
+        let key = ManifestKey::new(ImagesSeen(images), generation);
         self.workers[w].storing.committing = Some(Committing { number, key, state, generation, images, done: None });
         let at = self.stored_at();
         self.push(at, Item::Worker(w, Timer::Commit(number)));
@@ -495,7 +496,7 @@ impl World {
         let free = !self.store.contains_key(&committing.key);
         committing.done = Some(!fails && free);
         if !fails && free {
-            self.store.insert(committing.key.clone(), committing.state);
+            self.store.insert(committing.key, committing.state);
             tell!(self, "checkpoint {} is committed", committing.key);
         }
         match self.workers[w].job {
@@ -515,7 +516,7 @@ impl World {
         let held = committing.done == Some(true);
         if held {
             self.workers[w].storing.stored_at = Some(committing.images);
-            let stored = Stored { images: ImagesSeen(committing.images), manifest: committing.key };
+            let stored = Stored { images: ImagesSeen(committing.images), manifest: committing.key.to_string() };
             self.count(w, Counted::Stored { generation: committing.generation, stored });
         } else {
             self.workers[w].storing.candidate = None;

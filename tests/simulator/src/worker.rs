@@ -4,6 +4,7 @@ use crate::history::State;
 use crate::invariants;
 use crate::plan::Millis;
 use crate::streams::{Counted, Down, Up};
+use crate::succession::{Seat, epoch};
 use crate::training::{Job, Storing};
 use crate::world::{Item, Step, Timer, World, tell};
 use common::exit::Exit;
@@ -12,7 +13,7 @@ use coordinator_core::{Assignment, ExitStatus, Standing, WorkerId};
 use std::collections::VecDeque;
 use std::time::Duration;
 use worker_core::{
-    Activity, Away, Effect, Outbox, Place, Progress, Retry, Trouble, Wishes, Word, desertion, heartbeat,
+    Activity, Away, Effect, Epoch, Outbox, Place, Progress, Retry, Trouble, Wishes, Word, desertion, heartbeat,
 };
 
 /// Until the run's own patience is known.
@@ -53,6 +54,10 @@ pub(crate) struct Worker {
     pub id: String,
     pub name: WorkerId,
     pub local: bool,
+    /// The machine on which it runs, if that is a coordinator's.
+    pub machine: u32,
+    /// Who started it, if it is local.
+    parent: usize,
     pub peer: String,
     pub alive: bool,
     /// Stopped until then.
@@ -64,8 +69,6 @@ pub(crate) struct Worker {
     /// Until then it is no wonder if it is given up.
     pub excused: Millis,
     pub deferred: Vec<Item>,
-    /// Highest number of it that the coordinator has read.
-    pub received: u64,
     /// Its loss was reported, since it last joined.
     pub lost: bool,
     // the session
@@ -75,6 +78,13 @@ pub(crate) struct Worker {
     /// Not yet numbered.
     queued: VecDeque<Counted>,
     away: Away,
+    /// Where it takes its coordinator to be, and the highest number of one that it has seen.
+    seat: Seat,
+    epoch: Epoch,
+    /// The highest number whose bearer it has obeyed.
+    highest: u64,
+    /// When it last looked for another.
+    pub looked: Millis,
     welcomed: bool,
     /// Of the timers that are valid.
     opening: u64,
@@ -91,6 +101,8 @@ pub(crate) struct Worker {
     pub call_at: Millis,
     pub assignment: Option<Assignment>,
     pub held: Option<Held>,
+    /// The state that it held when a signal ended it.
+    pub lost_with_it: Option<State>,
     /// It left a generation before it was brought to its state: it says that it was in that one, and holds an older state.
     pub stale: bool,
     pub progress: Progress,
@@ -145,13 +157,15 @@ impl Worker {
 }
 
 impl World {
-    pub(crate) fn add_worker(&mut self, slot: Option<u32>) -> usize {
+    pub(crate) fn add_worker(&mut self, slot: Option<u32>, seat: Seat) -> usize {
         let w = self.workers.len();
         let id = slot.map_or_else(|| format!("x{w}"), |slot| format!("w{slot}.{w}"));
         self.workers.push(Worker {
             name: WorkerId(id.clone()),
             id,
             local: slot.is_some(),
+            machine: seat.machine,
+            parent: self.last(),
             peer: format!("p{w}"),
             alive: true,
             paused: 0,
@@ -160,13 +174,16 @@ impl World {
             cut_down: 0,
             excused: 0,
             deferred: Vec::new(),
-            received: 0,
             lost: false,
             link: Link::Off,
             place: Place::default(),
             outbox: Outbox::default(),
             queued: VecDeque::new(),
             away: Away::new(Duration::ZERO),
+            seat,
+            epoch: Epoch::default(),
+            highest: 0,
+            looked: 0,
             welcomed: false,
             opening: 0,
             beating: 0,
@@ -180,6 +197,7 @@ impl World {
             call_at: 0,
             assignment: None,
             held: None,
+            lost_with_it: None,
             stale: false,
             progress: Progress::default(),
             wishes: Wishes::default(),
@@ -235,9 +253,11 @@ impl World {
     }
 
     fn open(&mut self, w: usize) -> Step {
-        let stream = self.new_stream(w);
+        let seat = self.workers[w].seat;
+        let listens = self.coordinators.iter().rposition(|c| c.alive && c.seat == seat);
+        let stream = self.new_stream(w, listens.unwrap_or_default());
         self.workers[w].link = Link::Opening(stream);
-        if self.coordinator.alive {
+        if listens.is_some() {
             self.send_up(stream, Up::Join);
             let at = self.now + self.patience(w);
             self.push(at, Item::Worker(w, Timer::Silence(stream)));
@@ -282,7 +302,15 @@ impl World {
         match retry {
             Retry::After(pause) => {
                 worker.opening += 1;
-                let (at, opening) = (self.now + pause.as_millis() as Millis, worker.opening);
+                let (mut at, opening) = (self.now + pause.as_millis() as Millis, worker.opening);
+                if let Some((epoch, seat)) = self.look(w) {
+                    at = at.min(self.now + self.net.between(1, 30));
+                    let worker = &mut self.workers[w];
+                    if worker.epoch.is_latest(epoch) && worker.seat != seat {
+                        worker.seat = seat;
+                        worker.away.hurry();
+                    }
+                }
                 self.push(at, Item::Worker(w, Timer::Open(opening)));
                 Ok(())
             }
@@ -329,7 +357,13 @@ impl World {
             (Link::Up { farewell: true, .. }, Down::Fin) => self.link_ends(w),
             (Link::Up { farewell: true, .. }, _) => Ok(()),
             (Link::Up { .. }, Down::Fin) => self.broken(w, stream, true),
+            (Link::Up { .. }, Down::Beat(_, epoch) | Down::Welcome(epoch)) if !self.workers[w].epoch.heed(epoch) => {
+                self.broken(w, stream, false)
+            }
             (Link::Up { .. }, message) => {
+                let epochs = (epoch(self.streams[stream].coordinator), self.workers[w].highest);
+                invariants::no_earlier_coordinator_is_obeyed(&self.workers[w].id, epochs.0, epochs.1)?;
+                self.workers[w].highest = epochs.0.max(epochs.1);
                 self.workers[w].link = Link::Up { stream, heard: self.now, alive: true, farewell: false };
                 self.obey(w, message)
             }
@@ -389,11 +423,11 @@ impl World {
 
     fn obey(&mut self, w: usize, message: Down) -> Step {
         let word = match message {
-            Down::Beat(received) => {
+            Down::Beat(received, _) => {
                 self.workers[w].outbox.confirm(received);
                 return Ok(());
             }
-            Down::Welcome => {
+            Down::Welcome(_) => {
                 if !std::mem::replace(&mut self.workers[w].welcomed, true) {
                     self.workers[w].beating += 1;
                     let beating = self.workers[w].beating;
@@ -553,14 +587,19 @@ impl World {
         self.leave_ranks(w, false);
         let stream = self.workers[w].stream();
         let worker = &mut self.workers[w];
+        worker.lost_with_it = worker.held.filter(|_| matches!(status, ExitStatus::Signal(_))).map(|held| held.state);
         (worker.alive, worker.paused, worker.link, worker.held) = (false, 0, Link::Ended, None);
         worker.deferred.clear();
         if let Some(stream) = stream {
             self.send_up(stream, Up::Fin);
         }
-        if self.workers[w].local {
+        for c in
+            (0..self.coordinators.len()).filter(|&c| self.coordinators[c].children.contains(&w)).collect::<Vec<_>>()
+        {
+            // only its parent learns how it ended
+            let status = if self.workers[w].parent == c { status } else { ExitStatus::Unknown };
             let at = self.now + self.net.between(1, 30);
-            self.push(at, Item::Exited(w, status));
+            self.push(at, Item::Exited(c, w, status));
         }
         Ok(())
     }

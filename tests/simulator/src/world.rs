@@ -7,10 +7,12 @@ use crate::chance::Chance;
 use crate::coordinator::Coordinator;
 use crate::history::{History, State};
 use crate::invariants::{self, Broken};
-use crate::plan::{Fault, Millis, Plan};
+use crate::plan::{Fault, Millis, Plan, Succession};
 use crate::ranks::{Mesh, Said};
 use crate::streams::{Down, Stream, Up};
+use crate::succession::epoch;
 use crate::worker::Worker;
+use common::checkpoint::ManifestKey;
 use common::ids::Generation;
 use coordinator_core::{Command, Event, ExitStatus};
 use std::cmp::Reverse;
@@ -27,14 +29,14 @@ pub(crate) type Step = Result<(), Broken>;
 /// One thing that happens.
 #[derive(Clone, Debug)]
 pub(crate) enum Item {
-    /// The coordinator looks at its clock.
-    Clock,
-    /// A message arrives at the coordinator.
+    /// A coordinator looks at its clock.
+    Clock(usize),
+    /// A message arrives at its coordinator.
     Up(usize, Up),
-    /// The coordinator notices that a stream has ended.
+    /// Its coordinator notices that a stream has ended.
     Ended(usize),
-    /// The coordinator notices the end of a child.
-    Exited(usize, ExitStatus),
+    /// A coordinator notices the end of a worker's process.
+    Exited(usize, usize, ExitStatus),
     /// A message arrives at a worker.
     Down(usize, Down),
     /// Something else happens in a worker.
@@ -42,7 +44,11 @@ pub(crate) enum Item {
     /// A process ends by a signal.
     Die(usize),
     Resume(usize),
-    ResumeCoordinator,
+    ResumeCoordinator(usize),
+    /// A coordinator's process dies.
+    Crash(usize),
+    /// Another coordinator comes.
+    Succeed(Succession),
     /// What goes wrong next.
     Strike(usize),
     /// Nothing goes wrong any more.
@@ -107,16 +113,19 @@ pub(crate) struct World {
     pub plan: Plan,
     pub now: Millis,
     pub net: Chance,
-    pub coordinator: Coordinator,
+    /// All that the run has had; the last one holds it.
+    pub coordinators: Vec<Coordinator>,
+    /// Others are on their way.
+    pub awaited: u32,
     pub workers: Vec<Worker>,
     pub streams: Vec<Stream>,
     pub meshes: Vec<Mesh>,
     pub history: History,
-    /// Manifests by key, and the state that each holds.
-    pub store: BTreeMap<String, State>,
+    /// Manifests by key, the newest last, and the state that each holds.
+    pub store: BTreeMap<ManifestKey, State>,
     pub store_fails: Millis,
     pub store_hangs: Millis,
-    pub coordinator_cut: Millis,
+    pub store_hidden: Millis,
     /// From, to, until.
     pub peers_cut: Vec<(usize, usize, Millis)>,
     /// When the run was last seen to get on.
@@ -145,7 +154,8 @@ impl World {
         let mut world = Self {
             now: 0,
             net: Chance::new(plan.seed ^ 0x000A_11CE),
-            coordinator: Coordinator::new(&plan),
+            coordinators: vec![Coordinator::first(&plan)],
+            awaited: 0,
             workers: Vec::new(),
             streams: Vec::new(),
             meshes: Vec::new(),
@@ -153,7 +163,7 @@ impl World {
             store: BTreeMap::new(),
             store_fails: 0,
             store_hangs: 0,
-            coordinator_cut: 0,
+            store_hidden: 0,
             peers_cut: Vec::new(),
             moved: 0,
             healed: false,
@@ -165,7 +175,7 @@ impl World {
             plan,
         };
         tell!(world, "{:?}", world.plan.policy);
-        world.push(0, Item::Clock);
+        world.push(0, Item::Clock(0));
         let elsewhere = world.plan.policy.workers - world.plan.policy.local;
         for _ in 0..elsewhere {
             let at = world.net.below(3000);
@@ -199,9 +209,10 @@ impl World {
             self.events += 1;
             self.handle(item)?;
             invariants::every_run_ends(self.events > EVENTS_MAX, || "it goes round in circles".to_owned())?;
-            if self.coordinator.is_over() {
+            if self.is_over() {
                 let since = *over.get_or_insert(self.now.max(self.plan.healed));
-                if self.workers.iter().all(|worker| !worker.alive) {
+                let ended = self.coordinators.iter().all(|coordinator| !coordinator.alive);
+                if ended && self.workers.iter().all(|worker| !worker.alive) {
                     return Ok(());
                 }
                 invariants::every_run_ends(self.now > since + leave, || {
@@ -209,33 +220,53 @@ impl World {
                     format!("the run is over, and some live on: {left:?}")
                 })?;
             } else {
-                invariants::every_run_ends(self.now > last, || format!("{:?}", self.coordinator.phase()))?;
+                invariants::every_run_ends(self.now > last, || format!("{:?}", self.present().phase()))?;
             }
         }
         invariants::every_run_ends(true, || "nothing happens any more".to_owned())
     }
 
     fn handle(&mut self, item: Item) -> Step {
-        match item {
-            Item::Clock | Item::Up(..) | Item::Ended(_) | Item::Exited(..) | Item::Operator(_)
-                if self.coordinator.is_paused() =>
-            {
-                if !matches!(item, Item::Clock) || !self.coordinator.deferred.iter().any(|i| matches!(i, Item::Clock)) {
-                    self.coordinator.deferred.push(item);
+        let concerned = match item {
+            Item::Clock(c) | Item::Exited(c, ..) => Some(c),
+            Item::Up(stream, _) | Item::Ended(stream) => Some(self.streams[stream].coordinator),
+            Item::Operator(_) => Some(self.last()),
+            _ => None,
+        };
+        if let Some(c) = concerned {
+            if self.coordinators[c].is_paused() {
+                let again = |i: &Item| matches!(i, Item::Clock(_));
+                if !again(&item) || !self.coordinators[c].deferred.iter().any(again) {
+                    self.coordinators[c].deferred.push(item);
                 }
-                Ok(())
+                return Ok(());
             }
-            Item::Clock => self.clock(),
+            if matches!(item, Item::Operator(_)) && !self.coordinators[c].alive && self.awaited > 0 {
+                // nobody answers: the operator tries again
+                self.push(self.now + 500, item);
+                return Ok(());
+            }
+            if !self.takes_up(c) {
+                return Ok(());
+            }
+        }
+        match item {
+            Item::Clock(c) => self.clock(c),
             Item::Up(stream, message) => self.arrives_up(stream, message),
             Item::Ended(stream) => self.stream_ended(stream),
-            Item::Exited(w, status) => self.child_exited(w, status),
+            Item::Exited(c, w, status) => self.child_exited(c, w, status),
             Item::Operator(command) => {
                 tell!(self, "operator: {command:?}");
                 if command == Command::Stop {
                     self.stop_asked.get_or_insert(self.now);
                 }
-                self.feed(Event::Operator(command))
+                self.feed(self.last(), Event::Operator(command))
             }
+            Item::Crash(c) => {
+                self.crash(c);
+                Ok(())
+            }
+            Item::Succeed(succession) => self.take_over(succession),
             Item::Down(stream, _) if self.workers[self.streams[stream].worker].paused > 0 => {
                 let w = self.streams[stream].worker;
                 self.workers[w].deferred.push(item);
@@ -250,7 +281,7 @@ impl World {
             Item::Worker(..) => Ok(()),
             Item::Die(w) => self.die(w, ExitStatus::Signal(9)),
             Item::Resume(w) => self.resume(w),
-            Item::ResumeCoordinator => self.resume_coordinator(),
+            Item::ResumeCoordinator(c) => self.resume_coordinator(c),
             Item::Strike(index) => self.strike(self.plan.faults[index].1),
             Item::Trouble(w) => self.trouble(w),
             Item::Heal => {
@@ -278,15 +309,15 @@ impl World {
         Ok(())
     }
 
-    fn resume_coordinator(&mut self) -> Step {
-        if !self.coordinator.is_paused() || self.coordinator.paused > self.now {
+    fn resume_coordinator(&mut self, c: usize) -> Step {
+        if !self.coordinators[c].is_paused() || self.coordinators[c].paused > self.now {
             return Ok(());
         }
-        tell!(self, "the coordinator goes on");
-        self.coordinator.paused = 0;
-        let deferred = std::mem::take(&mut self.coordinator.deferred);
+        tell!(self, "coordinator {} goes on", epoch(c));
+        self.coordinators[c].paused = 0;
+        let deferred = std::mem::take(&mut self.coordinators[c].deferred);
         let clock_first = self.net.happens(50);
-        let (clocks, others): (Vec<_>, Vec<_>) = deferred.into_iter().partition(|item| matches!(item, Item::Clock));
+        let (clocks, others): (Vec<_>, Vec<_>) = deferred.into_iter().partition(|item| matches!(item, Item::Clock(_)));
         let (first, second) = if clock_first { (clocks, others) } else { (others, clocks) };
         for item in first.into_iter().chain(second) {
             self.push(self.now, item);
@@ -307,24 +338,32 @@ impl World {
     }
 
     fn strike(&mut self, fault: Fault) -> Step {
-        if self.coordinator.is_over() {
+        if self.is_over() {
             return Ok(());
         }
-        let now = self.now;
+        let (now, c) = (self.now, self.last());
         let healed = self.plan.healed;
         let until = |time: Millis| (now + time).min(healed);
         tell!(self, "fault: {fault:?}");
         match fault {
             Fault::Arrive => self.arrive(now),
             Fault::PauseCoordinator(time) => self.pause_coordinator(until(time)),
-            Fault::JumpAhead(time) => self.coordinator.skew += time as i64,
-            Fault::JumpBack(time) => self.coordinator.skew -= time as i64,
-            Fault::CrashCoordinator => self.crash_coordinator(),
-            Fault::StoreFails(time) => self.store_fails = until(time),
-            Fault::StoreHangs(time) => self.store_hangs = until(time),
+            Fault::JumpAhead(time) => self.coordinators[c].skew += time as i64,
+            Fault::JumpBack(time) => self.coordinators[c].skew -= time as i64,
+            Fault::CrashCoordinator => self.crash(c),
+            Fault::Succession(succession) => self.succeed(succession),
+            Fault::StoreFails(time) => {
+                self.store_fails = until(time);
+                self.excuse_who_looks(until(time));
+            }
+            Fault::HideStore(time) => self.store_hidden = until(time),
+            Fault::StoreHangs(time) => {
+                self.store_hangs = until(time);
+                self.excuse_who_looks(until(time));
+            }
             Fault::Operator(command) => self.push(now, Item::Operator(command)),
             Fault::CutCoordinator(time) => {
-                self.coordinator_cut = until(time);
+                self.coordinators[c].cut = self.coordinators[c].cut.max(until(time));
                 (0..self.workers.len()).for_each(|w| self.excuse(w, until(time)));
             }
             Fault::PauseAll(time) => (0..self.workers.len()).for_each(|w| self.pause(w, until(time))),
@@ -380,13 +419,13 @@ impl World {
     }
 
     pub(crate) fn pause_coordinator(&mut self, until: Millis) {
-        let now = self.now;
-        self.coordinator.paused = self.coordinator.paused.max(until);
+        let (now, c) = (self.now, self.last());
+        self.coordinators[c].paused = self.coordinators[c].paused.max(until);
         // what troubled a worker before is seen only afterwards
         for worker in self.workers.iter_mut().filter(|worker| worker.excused > now) {
             worker.excused += until.saturating_sub(now);
         }
-        self.push(until, Item::ResumeCoordinator);
+        self.push(until, Item::ResumeCoordinator(c));
     }
 
     fn trouble(&mut self, w: usize) -> Step {
@@ -404,7 +443,7 @@ impl World {
 
     /// A worker from elsewhere.
     fn arrive(&mut self, at: Millis) {
-        let w = self.add_worker(None);
+        let w = self.add_worker(None, self.present().seat);
         tell!(self, "{} comes from elsewhere", self.workers[w].id);
         self.push(at, Item::Worker(w, Timer::Boot));
     }

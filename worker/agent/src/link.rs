@@ -12,7 +12,7 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 use tokio::time::Instant;
 use tonic::transport::Endpoint;
-use worker_core::{Away, Effect, Outbox, Retry, Word};
+use worker_core::{Away, Effect, Epoch, Outbox, Retry, Word};
 
 /// What the session was opened with, and from the assignment on the run's own patience.
 pub(crate) struct Terms {
@@ -33,8 +33,7 @@ pub(crate) struct Link {
     /// The coordinator has answered the join.
     pub welcomed: bool,
     orders: mpsc::Sender<Order>,
-    /// The highest number of a coordinator that was seen.
-    epoch: u64,
+    pub epoch: Epoch,
     search: Search,
 }
 
@@ -45,7 +44,7 @@ impl Link {
         inbox: tokio::sync::mpsc::Receiver<Body>,
         orders: mpsc::Sender<Order>,
     ) -> Self {
-        let (epoch, search) = (0, Search::of_this_process());
+        let (epoch, search) = (Epoch::default(), Search::of_this_process());
         Self { terms, shared, inbox, outbox: Outbox::default(), welcomed: false, orders, epoch, search }
     }
 
@@ -64,17 +63,10 @@ impl Link {
         }
     }
 
-    /// Whether a coordinator of this number is to be obeyed.
-    pub(crate) fn heeds(&mut self, epoch: u64) -> bool {
-        let latest = epoch >= self.epoch;
-        self.epoch = self.epoch.max(epoch);
-        latest
-    }
-
     /// Goes to where a coordinator was found, unless it is one that has been replaced. Says whether that is another place.
     fn turn_to(&mut self, seat: &Seat) -> bool {
         match join::endpoint(&seat.address) {
-            Ok(endpoint) if seat.epoch >= self.epoch && endpoint.uri() != self.terms.endpoint.uri() => {
+            Ok(endpoint) if self.epoch.is_latest(seat.epoch) && endpoint.uri() != self.terms.endpoint.uri() => {
                 tracing::info!("looking for coordinator {} of this run at {}", seat.epoch, seat.address);
                 self.terms.endpoint = endpoint;
                 true

@@ -186,8 +186,8 @@ async fn farewell_read(mut incoming: Streaming<ToWorker>, patience: Duration) ->
 
 fn obey(link: &mut Link, message: ToWorker) -> Option<End> {
     match message.body? {
-        to_worker::Body::Beat(beat) if !link.heeds(beat.epoch) => return Some(outdated(beat.epoch)),
-        to_worker::Body::Welcome(welcome) if !link.heeds(welcome.epoch) => return Some(outdated(welcome.epoch)),
+        to_worker::Body::Beat(beat) if !link.epoch.heed(beat.epoch) => return Some(outdated(beat.epoch)),
+        to_worker::Body::Welcome(welcome) if !link.epoch.heed(welcome.epoch) => return Some(outdated(welcome.epoch)),
         to_worker::Body::Beat(beat) => link.outbox.confirm(beat.received),
         to_worker::Body::Checkpoint(_) => hear(link, Word::Checkpoint),
         to_worker::Body::Refused(refused) => return Some(End::Refused(refused.message)),

@@ -1,4 +1,4 @@
-//! Broken streams: how long until the next try, and when a worker is on its own.
+//! Broken streams: how long until the next try, when a worker is on its own, and which coordinator it obeys.
 
 use std::time::Duration;
 
@@ -67,9 +67,37 @@ impl Away {
     }
 }
 
+/// The highest number of a coordinator that was seen: the coordinators of a run are counted, and no earlier one than the last is
+/// obeyed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Epoch(u64);
+
+impl Epoch {
+    /// Whether no later coordinator than this one was seen.
+    #[must_use]
+    pub fn is_latest(self, number: u64) -> bool {
+        number >= self.0
+    }
+
+    /// A coordinator says its number; whether it is to be obeyed.
+    #[must_use]
+    pub fn heed(&mut self, number: u64) -> bool {
+        let latest = self.is_latest(number);
+        self.0 = self.0.max(number);
+        latest
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_earlier_coordinator_than_the_last_is_obeyed() {
+        let mut epoch = Epoch::default();
+        assert!(epoch.heed(2) && epoch.heed(2) && epoch.heed(3));
+        assert!(!epoch.heed(2) && !epoch.is_latest(2) && epoch.is_latest(3), "and nothing is forgotten");
+    }
 
     const SECOND: Duration = Duration::from_secs(1);
 

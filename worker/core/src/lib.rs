@@ -31,7 +31,7 @@ pub mod place;
 pub mod standing;
 
 pub use agreement::{Agreement, agree};
-pub use away::{Away, Retry, desertion, heartbeat};
+pub use away::{Away, Epoch, Retry, desertion, heartbeat};
 pub use ending::{After, Ending, after};
 pub use flags::{Agreed, FLAGS, Flags, Wishes};
 pub use outbox::Outbox;

@@ -183,7 +183,7 @@ fn who_comes_back_from_a_line_that_was_left_starts_from_what_is_stored_since() {
 }
 
 /// One is at work in the second generation, and one waits, with what the first one had reached.
-fn one_at_work_and_one_spare() -> (Run, usize, usize) {
+pub fn one_at_work_and_one_spare() -> (Run, usize, usize) {
     let mut run = Run::new(Policy { local: 0, ..policy(2) });
     let (one, other) = (run.arrive(), run.arrive());
     assert!(run.until(LONG, |run| run.trains_with(2)));

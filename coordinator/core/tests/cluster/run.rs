@@ -1,6 +1,7 @@
 //! A cluster, the model of its workers, and the messages between them, on virtual time.
 
 use crate::model::{Answer, Net, Together, Worker, step_together};
+use common::checkpoint::ManifestKey;
 use common::ids::{Generation, ImagesSeen};
 use coordinator_core::invariants::History;
 use coordinator_core::{
@@ -61,6 +62,8 @@ pub struct Run {
     pub notice: u64,
     /// Images of the newest checkpoint that was really written.
     pub stored: ImagesSeen,
+    /// The newest checkpoint in the store.
+    newest: Option<Stored>,
     policy: Policy,
     total: ImagesSeen,
     idle: bool,
@@ -87,7 +90,7 @@ impl Run {
         let total = policy.total;
         let begun = Entry::Begun { generation: Generation(0), went_back: Generation(0), newest: newest.clone() };
         let mut run = Self {
-            cluster: Cluster::new(policy.clone(), Generation(0), newest),
+            cluster: Cluster::new(policy.clone(), Generation(0), newest.clone()),
             policy,
             history: History::default(),
             now: Duration::ZERO,
@@ -98,6 +101,7 @@ impl Run {
             dying_slots: BTreeMap::new(),
             notice: 0,
             stored,
+            newest,
             total,
             idle: false,
             queue: BTreeMap::new(),
@@ -256,7 +260,7 @@ impl Run {
         }
         if self.stored > ImagesSeen(0) {
             // the store is asked, too
-            let newest = Some(Stored { images: self.stored, manifest: format!("m{}", self.stored.0) });
+            let newest = self.newest.clone();
             self.journal.push(Entry::Begun { generation: Generation(0), went_back: Generation(0), newest });
         }
         self.journal = Memory::of(&self.journal).taken_over().entries();
@@ -471,10 +475,13 @@ impl Run {
     }
 
     pub fn store(&mut self, index: usize, images: ImagesSeen) {
-        self.stored = self.stored.max(images);
         let worker = &self.workers[index];
-        let (Some(session), generation) = (worker.session, worker.standing.generation) else { return };
-        let stored = Stored { images, manifest: format!("m{}", images.0) };
+        let generation = worker.standing.generation;
+        let stored = Stored { images, manifest: ManifestKey::new(images, generation).to_string() };
+        if images >= self.stored {
+            (self.stored, self.newest) = (images, Some(stored.clone()));
+        }
+        let Some(session) = worker.session else { return };
         let event = Event::Stored { worker: worker.id.clone(), session, generation, stored };
         self.send(false, Item::ToCore(event));
     }

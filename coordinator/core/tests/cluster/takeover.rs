@@ -1,10 +1,12 @@
 //! Stories of coordinators that die, and of those that take over: what they know, what they must not do.
 
 use crate::look::{is_abort, is_spawn, is_stop};
+use crate::losses::one_at_work_and_one_spare;
 use crate::run::{CLOCK, PATIENCE, Run, STEP, policy};
+use common::checkpoint::ManifestKey;
 use common::exit::Exit;
 use common::ids::{Generation, ImagesSeen};
-use coordinator_core::{Action, Cause, Command, Entry, Phase, Policy, Reason};
+use coordinator_core::{Action, Cause, Command, Entry, Event, Memory, Phase, Policy, Reason, Stored};
 use std::time::Duration;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -265,6 +267,43 @@ fn failures_before_a_takeover_count() {
     };
     assert_eq!(setbacks.count, 1);
     assert!(setbacks.at >= at, "{setbacks:?}, at least {at} were seen");
+}
+
+#[test]
+fn a_successor_knows_that_a_spare_holds_less_than_what_is_stored() {
+    let (mut run, at_work, spare) = one_at_work_and_one_spare();
+    run.operator(Command::Checkpoint);
+    run.pass(SECOND);
+    let stored = run.cluster.newest().cloned();
+    assert!(stored.as_ref().is_some_and(|stored| stored.generation() == Generation(2)), "{stored:?}");
+    run.kill_coordinator();
+    run.kill(at_work);
+    let mark = run.log.len();
+    run.take_over(false);
+    assert!(run.until(LONG, |run| run.generation() > 2), "{:?}", run.cluster);
+    let (worker, assignment) = run.assignments(mark).remove(0);
+    assert_eq!((worker, assignment.rollback, assignment.resume), (run.id(spare), true, stored));
+}
+
+#[test]
+fn a_successor_takes_no_checkpoint_of_a_line_that_was_left() {
+    let mut run = Run::started(policy(1));
+    // the whole first generation is lost, and its successor begins anew; then somebody says what the first one stored
+    run.pass(SECOND);
+    run.kill(0);
+    assert!(run.until(LONG, |run| run.generation() > 1 && run.trains_with(1)), "{:?}", run.cluster);
+    replaced(&mut run, SECOND);
+    run.pass(2 * SECOND);
+    let (index, newest) = (run.rank(0), run.cluster.newest().cloned());
+    let (worker, session) = (run.id(index), run.workers[index].session.expect("it has joined"));
+    let manifest = ManifestKey::new(ImagesSeen(90_000), Generation(1)).to_string();
+    let stored = Stored { images: ImagesSeen(90_000), manifest };
+    run.feed(Event::Stored { worker, session, generation: Generation(1), stored: stored.clone() });
+    assert_eq!(run.cluster.newest(), newest.as_ref());
+    // nor if it finds it in the store
+    let mut memory = Memory::of(&run.journal);
+    memory.add(&Entry::Begun { generation: Generation(2), went_back: Generation(0), newest: Some(stored) });
+    assert_eq!(memory.newest, newest);
 }
 
 #[test]
