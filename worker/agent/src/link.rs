@@ -103,6 +103,7 @@ impl Link {
             waiting: standing.waiting,
             diverged: standing.diverged,
             leaving: standing.leaving,
+            line: standing.progress.line.0,
         }
     }
 
