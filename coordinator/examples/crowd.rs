@@ -223,6 +223,7 @@ async fn work(
                 activity: if ready { "join" } else { "train" }.into(),
                 ready,
                 has_state: generation > 0,
+                line: generation,
                 trouble: if ready { trouble.clone() } else { String::new() },
                 step_seconds: STEP.as_secs_f64(),
                 ..rpc::Progress::default()

@@ -182,7 +182,8 @@ impl Fake<'_> {
             self.state = Some(images);
             let activity = Activity::Train;
             let step_seconds = STEP.as_secs_f64();
-            self.agent.progress(Progress { images: ImagesSeen(images), activity, step_seconds, ..Progress::default() });
+            let (images_seen, line) = (ImagesSeen(images), assignment.generation);
+            self.agent.progress(Progress { images: images_seen, activity, step_seconds, line, ..Progress::default() });
             if rank == Rank(0) && images - tick >= IMAGES_PER_TICK {
                 tick = images;
                 self.agent.tick(tick_json(images, total));

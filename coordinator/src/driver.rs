@@ -309,6 +309,7 @@ impl<'a> Driver<'a> {
                     busy: seconds(progress.busy_seconds),
                     data: seconds(progress.data_seconds),
                     share: progress.share,
+                    line: Generation(progress.line),
                 };
                 self.feed(Event::Progress { worker, session, standing });
             }

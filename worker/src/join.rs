@@ -173,7 +173,8 @@ impl Worker {
             true => Default::default(),
             false => (ImagesSeen(position.images), position.step),
         };
-        agent.progress(Progress { images, phase, activity, ..Progress::default() });
+        let line = self.trainer.version().map(|version| version.line).unwrap_or_default();
+        agent.progress(Progress { images, phase, activity, line, ..Progress::default() });
     }
 
     /// One generation, from the meeting of its ranks to its end. Whatever ends it, the trainer keeps its state.

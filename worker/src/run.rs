@@ -531,6 +531,8 @@ impl<'t, 'a> Training<'t, 'a> {
             busy_seconds,
             data_seconds,
             share,
+            // said when a generation is left
+            ..Progress::default()
         });
     }
 

@@ -150,6 +150,8 @@ pub struct Cluster {
     /// The last generation that did not go on from what the one before had reached: what older ones store from then on is
     /// of a line that the run has left.
     pub(crate) forked: Generation,
+    /// The line of the state that the generation at work started from.
+    pub(crate) line: Generation,
     pub(crate) losses: VecDeque<Loss>,
     pub(crate) images: ImagesSeen,
     pub(crate) checkpoint_wanted: bool,
@@ -184,6 +186,7 @@ impl Cluster {
             divergences: 0,
             went_back: Generation(0),
             forked: Generation(0),
+            line: Generation(0),
             losses: VecDeque::new(),
             images: newest.as_ref().map(|stored| stored.images).unwrap_or_default(),
             checkpoint_wanted: false,

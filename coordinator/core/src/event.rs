@@ -131,6 +131,16 @@ pub struct Standing {
     pub data: Duration,
     /// Statistical groups of the minibatch that it holds.
     pub share: u32,
+    /// With `ready` and a state: the generation that took the last step of it, or put the run there.
+    pub line: Generation,
+}
+
+impl Standing {
+    /// The line of the state that it holds, if it holds one: the later, the further is the run there.
+    #[must_use]
+    pub fn held(&self) -> Option<Generation> {
+        self.has_state.then_some(self.line)
+    }
 }
 
 /// One thing that happened.

@@ -155,7 +155,7 @@ impl History {
                 let others_hold = |me: &Member| {
                     let holds = |m: &Member| {
                         let other = m.rank.is_some() && m.rank != me.rank;
-                        other && m.standing.has_state && m.standing.generation >= me.standing.generation
+                        other && m.standing.has_state && m.standing.line >= me.standing.line
                     };
                     after.members.values().any(holds)
                 };

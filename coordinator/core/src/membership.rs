@@ -111,18 +111,18 @@ impl Cluster {
         list.into_iter().map(|(worker, _)| worker.clone()).collect()
     }
 
-    /// The furthest of those that were told to go and hold the state, if nobody of `eligible` holds it, or only what an
-    /// earlier generation had reached: it hands over to them.
+    /// The furthest of those that were told to go and hold the state, if nobody of `eligible` holds it, or only one of an earlier
+    /// line: it hands over to them.
     fn hands_over(&self, eligible: &[WorkerId], now: Duration) -> Option<WorkerId> {
         let staying = eligible.iter().filter_map(|worker| self.members.get(worker));
-        let held = staying.filter(|member| member.standing.has_state).map(|member| member.standing.generation).max();
-        let later = |member: &Member| held.is_none_or(|held| member.standing.generation > held);
+        let held = staying.filter_map(|member| member.standing.held()).max();
+        let later = |member: &Member| held.is_none_or(|held| member.standing.line > held);
         let may = |member: &Member| member.is_free() && !member.released && !member.is_apart(now);
         let goes = |member: &Member| member.standing.leaving && may(member);
         (self.members.iter())
             .filter(|(_, member)| goes(member) && member.standing.has_state && !self.is_behind(member))
             .filter(|(_, member)| later(member))
-            .max_by_key(|(_, member)| (member.standing.generation, member.standing.images, member.standing.step))
+            .max_by_key(|(_, member)| (member.standing.line, member.standing.images, member.standing.step))
             .map(|(worker, _)| worker.clone())
     }
 
@@ -179,8 +179,8 @@ impl Cluster {
             let standing = &member.standing;
             latest = latest.max(standing.generation);
             // it has not gone back with the others, so that none of them took a step: all do it again
-            let unmoved = standing.generation < over || standing.images == member.origin;
-            let again = self.formation.rollback && member.is_placed() && standing.has_state && unmoved;
+            let unmoved = standing.held().is_some_and(|line| line < over);
+            let again = self.formation.rollback && member.is_placed() && unmoved;
             rollback |= again;
             redraw |= again && self.formation.redraw;
             (member.rank, member.out) = (None, false);
@@ -188,14 +188,15 @@ impl Cluster {
         self.generation = Generation(latest.0 + 1);
         self.used = self.generation;
         let held: Vec<Generation> = (eligible.iter().filter_map(|worker| self.members.get(worker)))
-            .filter(|member| member.standing.has_state)
-            .map(|member| member.standing.generation)
+            .filter_map(|member| member.standing.held())
             .collect();
+        let latest = held.into_iter().max();
         // all that is held is older than what a later generation has stored
-        rollback |= !held.is_empty() && held.iter().all(|generation| *generation < self.newest_from);
-        if rollback || !held.contains(&over) {
+        rollback |= latest.is_some_and(|line| line < self.newest_from);
+        if rollback || !self.goes_on(over, latest) {
             self.forked = self.generation;
         }
+        self.line = latest.filter(|_| !rollback).unwrap_or(self.generation);
         let mut peers = Vec::new();
         for (rank, worker) in (0..).zip(&eligible) {
             if let Some(member) = self.members.get_mut(worker) {
@@ -226,6 +227,12 @@ impl Cluster {
                 actions.extend(self.assignment_of(worker, session));
             }
         }
+    }
+
+    /// Whether a generation that starts from a state of line `latest` goes on from what the one before, `over`, had reached: it took
+    /// the last step of that state, or was not seen to take any.
+    fn goes_on(&self, over: Generation, latest: Option<Generation>) -> bool {
+        latest.is_some_and(|line| line >= over || line == self.line && self.formation.steps == 0)
     }
 
     pub(crate) fn assignment_of(&self, worker: &WorkerId, session: SessionId) -> Option<Action> {

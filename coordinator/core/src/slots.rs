@@ -125,7 +125,7 @@ impl Cluster {
     /// Whether a worker that waits for a place holds a state from which the run has gone back.
     pub(crate) fn is_behind(&self, member: &Member) -> bool {
         let standing = &member.standing;
-        !member.is_placed() && standing.ready && standing.has_state && standing.generation < self.went_back
+        !member.is_placed() && standing.ready && standing.held().is_some_and(|line| line < self.went_back)
     }
 
     /// The worker of a local process is no part of the run any more; its process still is this machine's.

@@ -100,8 +100,8 @@ impl Cluster {
         let Event::Progress { worker, session, standing } = event else { return false };
         self.members.get(worker).is_some_and(|member| {
             let last = &member.standing;
-            let same = (last.generation, last.ready, last.has_state, last.leaving, last.diverged)
-                == (standing.generation, standing.ready, standing.has_state, standing.leaving, standing.diverged);
+            let same = (last.generation, last.ready, last.held(), last.leaving, last.diverged)
+                == (standing.generation, standing.ready, standing.held(), standing.leaving, standing.diverged);
             same && member.heard && member.session() == Some(*session)
         })
     }

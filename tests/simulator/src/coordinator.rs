@@ -372,7 +372,7 @@ impl World {
             let node = self.history.node(state);
             (node.generation, node.depth)
         });
-        // a successor cannot know what the last ones had reached that were killed before it came
+        // a successor cannot know what the last ones had reached that failed or were killed before it came
         let head = Some(self.history.head);
         if c > 0 && self.workers.iter().any(|worker| worker.lost_with_it == head) {
             return Ok(());

@@ -52,11 +52,11 @@ impl History {
         &self.nodes[state]
     }
 
-    /// Takes note of a step, by which `shown` samples from `position` on were shown.
-    pub fn step(&mut self, parent: State, generation: Generation, position: Position, shown: u32) -> State {
+    /// Takes note of a step, by which the samples `shown` were shown.
+    pub fn step(&mut self, parent: State, generation: Generation, position: Position, shown: &[u64]) -> State {
         let before = self.nodes[parent];
         let mut samples = before.samples;
-        for sample in before.position.images..before.position.images + u64::from(shown) {
+        for sample in shown {
             samples = (samples ^ sample).wrapping_mul(0x0100_0000_01B3).rotate_left(23);
         }
         self.nodes.push(Node { parent, depth: before.depth + 1, generation, position, samples });

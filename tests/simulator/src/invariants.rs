@@ -84,11 +84,12 @@ pub fn a_step_follows_the_one_before(generation: Generation, parent: State, step
     })
 }
 
-/// The samples of a minibatch are dealt to the ranks without rest, each to one.
-pub fn no_sample_is_lost_or_repeated(minibatch: u32, shares: impl Iterator<Item = (u32, u32)>) -> Holds {
-    let mut dealt = 0;
-    let whole = shares.into_iter().all(|(from, to)| std::mem::replace(&mut dealt, to) == from) && dealt == minibatch;
-    holds("no sample is lost or repeated", whole, || format!("{dealt} of {minibatch} samples in order"))
+/// What the ranks of a generation have shown in a step, taken together, are the `shows` samples from `from` on, each once.
+pub fn no_sample_is_lost_or_repeated(generation: Generation, from: u64, shows: u32, shown: &[u64]) -> Holds {
+    let whole = shown.iter().copied().eq(from..from + u64::from(shows));
+    holds("no sample is lost or repeated", whole, || {
+        format!("{generation} shows {shown:?}, and {shows} from {from} on were to be shown")
+    })
 }
 
 /// A worker enters only later generations than any before.

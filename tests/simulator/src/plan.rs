@@ -192,10 +192,10 @@ impl Plan {
             fault_time = fault_time.max(*end);
         }
         if let Some((_, Succession { fate: Fate::Pauses, returns, .. }, end)) = successions.last()
-            && *returns > patience * 2
+            && *returns > patience * 4
         {
             // all have gone over to the other one, and some look for a coordinator while they see only the one that is stopped
-            let from = end - returns + patience;
+            let from = end - returns + patience * 3;
             faults.push((from, Fault::HideStore(end - from)));
             faults.extend((0..4).map(|who| (from + late.between(1, patience / 2), Fault::BreakStream(who))));
             faults.push((from + patience * 3 / 4, Fault::Kill(late.below(4))));

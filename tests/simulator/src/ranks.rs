@@ -12,6 +12,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use worker_core::Flags;
 
+/// Numbers of samples, counted from the beginning of the run: from, to.
+pub(crate) type Samples = (u64, u64);
+
 /// What a rank says in a call.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Said {
@@ -23,6 +26,8 @@ pub(crate) enum Said {
     Step {
         state: State,
         flags: Flags,
+        /// The samples that it has shown.
+        samples: Samples,
     },
     /// Whether this rank's share of a checkpoint is stored.
     Conclude(bool),
@@ -103,7 +108,7 @@ impl World {
         if let Said::Step { state: parent, .. } = all[0] {
             let together = all.iter().all(|one| matches!(one, Said::Step { state, .. } if *state == parent));
             invariants::ranks_stay_together(generation, together)?;
-            state = Some(self.take_step(generation, parent, there.len() as u32)?);
+            state = Some(self.take_step(generation, parent, &all)?);
         }
         for other in there.into_iter().flatten() {
             let at = self.between_ranks(w, other);
@@ -113,13 +118,27 @@ impl World {
         Ok(())
     }
 
-    fn take_step(&mut self, generation: Generation, parent: State, world: u32) -> Result<State, invariants::Broken> {
-        let (minibatch, before) = (self.plan.minibatch, self.history.node(parent).position);
-        let shows = if before.step == 0 { minibatch } else { 0 };
-        let shares = (0..world).map(|rank| (minibatch * rank / world, minibatch * (rank + 1) / world));
-        invariants::no_sample_is_lost_or_repeated(minibatch, shares)?;
-        let position = before.advance(shows, self.plan.phases, self.plan.rounds);
-        Ok(self.history.step(parent, generation, position, shows))
+    /// The samples of the next step that a rank deals to itself: from its own place, and its own state.
+    pub(crate) fn my_samples(&self, w: usize, state: State) -> Samples {
+        let position = self.history.node(state).position;
+        let shows = if position.step == 0 { u64::from(self.plan.minibatch) } else { 0 };
+        let (rank, world) = self.workers[w].assignment.as_ref().map_or((0, 1), |a| (a.rank.0, a.peers.len() as u32));
+        let (rank, world) = (u64::from(rank), u64::from(world));
+        // earlier ranks get more
+        let first = |rank: u64| position.images + shows / world * rank + rank.min(shows % world);
+        (first(rank), first(rank + 1))
+    }
+
+    fn take_step(&mut self, generation: Generation, parent: State, all: &[Said]) -> Result<State, invariants::Broken> {
+        let before = self.history.node(parent).position;
+        let shares =
+            all.iter().filter_map(|said| if let Said::Step { samples, .. } = said { Some(*samples) } else { None });
+        let mut shown: Vec<u64> = shares.flat_map(|(from, to)| from..to).collect();
+        shown.sort_unstable();
+        let shows = if before.step == 0 { self.plan.minibatch } else { 0 };
+        invariants::no_sample_is_lost_or_repeated(generation, before.images, shows, &shown)?;
+        let position = before.advance(shown.len() as u32, self.plan.phases, self.plan.rounds);
+        Ok(self.history.step(parent, generation, position, &shown))
     }
 
     /// When something that one rank sends reaches another.

@@ -48,13 +48,6 @@ pub(crate) enum Job {
     Leaving,
 }
 
-impl Job {
-    /// Whether it is in a generation, and not yet in the state that this starts from.
-    fn is_before_start(self) -> bool {
-        matches!(self, Self::Meeting | Self::Versions | Self::Word { .. } | Self::Share { .. } | Self::Restoring(_))
-    }
-}
-
 /// How far the last checkpoint of a run is.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Stage {
@@ -194,7 +187,8 @@ impl World {
                     return self.lose_generation(w, "the step fails");
                 }
                 self.workers[w].job = Job::Reduce;
-                self.say_to_ranks(w, Said::Step { state: held.state, flags })
+                let samples = self.my_samples(w, held.state);
+                self.say_to_ranks(w, Said::Step { state: held.state, flags, samples })
             }
             _ => Ok(()),
         }
@@ -217,7 +211,6 @@ impl World {
     }
 
     fn ends(&mut self, w: usize, ended: Result<Ending, Exit>, why: &str) -> Step {
-        self.workers[w].stale |= self.workers[w].held.is_some() && self.workers[w].job.is_before_start();
         self.leave_ranks(w, ended.is_ok());
         self.workers[w].work += 1;
         let dismissed = ended.is_err() && self.is_dismissed(w);
@@ -339,11 +332,7 @@ impl World {
                     let newest = self.newest_state();
                     let told = self.workers[w].assignment.as_ref().and_then(|assignment| assignment.resume.as_ref());
                     let told = told.and_then(|told| self.stored(told));
-                    let there = self.meshes[index].there.iter().flatten();
-                    // where a state comes from is not said: the core takes it for that of the last generation. Not mended yet
-                    if !there.into_iter().any(|&other| self.workers[other].stale) {
-                        invariants::no_stored_step_is_taken_again(generation, told, held.state, &self.history)?;
-                    }
+                    invariants::no_stored_step_is_taken_again(generation, told, held.state, &self.history)?;
                     invariants::one_history(generation, held.state, &mine, newest, &self.history)?;
                     if !rollback {
                         invariants::no_step_is_taken_twice(generation, &mine, held.state, &self.history)?;
@@ -355,7 +344,6 @@ impl World {
                 tell!(self, "{generation} starts from state {} ({:?})", held.state, self.history.node(held.state));
             }
         }
-        self.workers[w].stale = false;
         self.next_step(w)
     }
 

@@ -101,10 +101,8 @@ pub(crate) struct Worker {
     pub call_at: Millis,
     pub assignment: Option<Assignment>,
     pub held: Option<Held>,
-    /// The state that it held when a signal ended it.
+    /// The state that it held when it ended and did not store it.
     pub lost_with_it: Option<State>,
-    /// It left a generation before it was brought to its state: it says that it was in that one, and holds an older state.
-    pub stale: bool,
     pub progress: Progress,
     pub wishes: Wishes,
     pub storing: Storing,
@@ -150,6 +148,7 @@ impl Worker {
             step: standing.progress.phase,
             activity: standing.progress.activity.name().to_owned(),
             waiting: standing.waiting,
+            line: standing.progress.line,
             step_time: Duration::from_secs_f64(standing.progress.step_seconds),
             ..Standing::default()
         }
@@ -198,7 +197,6 @@ impl World {
             assignment: None,
             held: None,
             lost_with_it: None,
-            stale: false,
             progress: Progress::default(),
             wishes: Wishes::default(),
             storing: Storing::default(),
@@ -587,7 +585,8 @@ impl World {
         self.leave_ranks(w, false);
         let stream = self.workers[w].stream();
         let worker = &mut self.workers[w];
-        worker.lost_with_it = worker.held.filter(|_| matches!(status, ExitStatus::Signal(_))).map(|held| held.state);
+        let stored = [Exit::Ok, Exit::Orphaned].map(|exit| ExitStatus::Code(exit as i32)).contains(&status);
+        worker.lost_with_it = worker.held.filter(|_| !stored).map(|held| held.state);
         (worker.alive, worker.paused, worker.link, worker.held) = (false, 0, Link::Ended, None);
         worker.deferred.clear();
         if let Some(stream) = stream {
@@ -611,6 +610,7 @@ impl World {
             phase: position.step,
             activity,
             step_seconds,
+            line: self.workers[w].held.map(|held| held.line).unwrap_or_default(),
             ..Progress::default()
         };
     }

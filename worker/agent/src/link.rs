@@ -104,6 +104,7 @@ impl Link {
             diverged: standing.trouble.diverged,
             unreached: standing.trouble.unreached.map(|rank| rank.0),
             leaving: standing.leaving,
+            line: standing.progress.line.0,
         }
     }
 

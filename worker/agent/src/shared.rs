@@ -3,7 +3,7 @@
 //! What an order means for a worker's place is `worker_core`'s; here it is only shared.
 
 use crate::lookup::Lookup;
-use common::ids::ImagesSeen;
+use common::ids::{Generation, ImagesSeen};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
@@ -36,6 +36,7 @@ pub(crate) struct Shared {
     busy_seconds: AtomicU64,
     data_seconds: AtomicU64,
     share: AtomicU32,
+    line: AtomicU64,
     waiting: Arc<AtomicBool>,
     /// Whether there is a command: the usual answer is no, and then one read is all.
     commanded: AtomicBool,
@@ -55,6 +56,7 @@ impl Shared {
         self.busy_seconds.store(progress.busy_seconds.to_bits(), Ordering::Relaxed);
         self.data_seconds.store(progress.data_seconds.to_bits(), Ordering::Relaxed);
         self.share.store(progress.share, Ordering::Relaxed);
+        self.line.store(progress.line.0, Ordering::Relaxed);
     }
 
     pub(crate) fn progress(&self) -> Progress {
@@ -66,6 +68,7 @@ impl Shared {
             busy_seconds: f64::from_bits(self.busy_seconds.load(Ordering::Relaxed)),
             data_seconds: f64::from_bits(self.data_seconds.load(Ordering::Relaxed)),
             share: self.share.load(Ordering::Relaxed),
+            line: Generation(self.line.load(Ordering::Relaxed)),
         }
     }
 
@@ -158,7 +161,6 @@ impl Shared {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use common::ids::Generation;
 
     #[test]
     fn a_command_is_seen_by_the_other_thread_until_it_holds_no_more() {
@@ -199,6 +201,7 @@ mod tests {
             busy_seconds: 0.125,
             data_seconds: 0.0625,
             share: 3,
+            line: Generation(2),
         };
         shared.set_progress(progress);
         assert_eq!(shared.progress(), progress);

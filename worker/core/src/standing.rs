@@ -65,6 +65,9 @@ pub struct Progress {
     pub data_seconds: f64,
     /// Statistical groups of the minibatch that this rank holds.
     pub share: u32,
+    /// The generation that took the last step of the state that this worker holds, or put the run where it stands
+    /// (`common::schedule::StateVersion`); 0 without a state. Of no account while a generation is at work.
+    pub line: Generation,
 }
 
 /// What ended a worker's last generation. Nothing troubled it if all left together.

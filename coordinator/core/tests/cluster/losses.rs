@@ -2,9 +2,10 @@
 
 use crate::look::{is_abort, is_regroup, is_spawn};
 use crate::run::{CLOCK, PATIENCE, Run, START, policy};
+use common::checkpoint::ManifestKey;
 use common::exit::Exit;
 use common::ids::{Generation, ImagesSeen, Rank};
-use coordinator_core::{Action, Cause, ExitStatus, OnLoss, Phase, Policy, Reason};
+use coordinator_core::{Action, Cause, Event, ExitStatus, OnLoss, Phase, Policy, Reason, Stored};
 use std::time::Duration;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -216,6 +217,48 @@ fn a_spare_with_an_older_state_starts_from_what_is_stored_since() {
     assert!(run.until(LONG, |run| run.generation() == 3), "{:?}", run.cluster);
     let (worker, assignment) = run.assignments(mark).remove(0);
     assert_eq!((worker, assignment.rollback, assignment.resume), (run.id(spare), true, stored));
+}
+
+#[test]
+fn one_that_was_placed_and_never_filled_is_no_holder_of_the_newer_state() {
+    let (mut run, at_work, spare) = one_at_work_and_one_spare();
+    run.operator(coordinator_core::Command::Checkpoint);
+    run.pass(SECOND);
+    let stored = run.cluster.newest().cloned();
+    // it gets its place, and the other one dies before they have met
+    run.workers[spare].hung = true;
+    run.operator(coordinator_core::Command::Scale(2));
+    assert!(run.until(LONG, |run| run.generation() == 3 && run.workers[spare].standing.generation.0 == 3));
+    assert!(!run.workers[spare].met && run.workers[spare].standing.line == Generation(1));
+    let mark = run.log.len();
+    run.workers[spare].hung = false;
+    run.kill(at_work);
+    run.trouble(spare, "a peer is gone");
+    assert!(run.until(LONG, |run| run.generation() == 4), "{:?}", run.cluster);
+    let (worker, assignment) = run.assignments(mark).remove(0);
+    assert_eq!((worker, assignment.rollback, assignment.resume), (run.id(spare), true, stored));
+}
+
+#[test]
+fn what_was_stored_counts_still_after_a_generation_that_took_no_step() {
+    let mut run = Run::started(policy(2));
+    run.pass(SECOND);
+    // the second one breaks before it has met
+    for index in 0..2 {
+        run.workers[index].hung = true;
+        run.trouble(index, "a peer is gone");
+    }
+    let placed = |run: &Run| run.workers.iter().all(|worker| worker.is_in(Generation(2)));
+    assert!(run.until(LONG, placed), "{:?}", run.cluster);
+    (0..2).for_each(|index| run.trouble(index, "a peer is gone"));
+    (0..2).for_each(|index| run.workers[index].hung = false);
+    assert!(run.until(LONG, |run| run.generation() == 3 && run.trains_with(2)), "{:?}", run.cluster);
+    // now it is heard what the first one had stored
+    let worker = run.id(0);
+    let (session, generation) = (run.workers[0].session.expect("it has joined"), Generation(1));
+    let stored = Stored { images: ImagesSeen(2), manifest: ManifestKey::new(ImagesSeen(2), generation).to_string() };
+    run.feed(Event::Stored { worker, session, generation, stored: stored.clone() });
+    assert_eq!(run.cluster.newest(), Some(&stored));
 }
 
 #[test]

@@ -202,10 +202,12 @@ pub fn step_together(ranks: &mut [&mut Worker], total: ImagesSeen) -> Together {
         let from = assignment.resume.as_ref().map(|stored| stored.images).unwrap_or_default();
         let held = ranks.iter().filter(|worker| worker.standing.has_state).map(|worker| worker.standing.images).max();
         let start = if assignment.rollback { from } else { held.unwrap_or(from) };
+        let line = ranks.iter().filter_map(|worker| worker.standing.held()).max().filter(|_| !assignment.rollback);
+        let line = line.unwrap_or(assignment.generation);
         for worker in ranks.iter_mut() {
             worker.met = true;
             worker.standing.activity = "train".into();
-            (worker.standing.has_state, worker.standing.images) = (true, start);
+            (worker.standing.has_state, worker.standing.images, worker.standing.line) = (true, start, line);
         }
     }
     let images = ranks.iter().map(|worker| worker.standing.images).max().unwrap_or_default();
@@ -213,6 +215,7 @@ pub fn step_together(ranks: &mut [&mut Worker], total: ImagesSeen) -> Together {
     let images = ImagesSeen((images.0 + 1).min(total.0));
     for worker in ranks.iter_mut() {
         (worker.standing.waiting, worker.standing.images) = (false, images);
+        worker.standing.line = assignment.generation;
     }
     if images >= total || ranks.iter().any(|worker| worker.stop) {
         return Together::Finished(images);

@@ -271,6 +271,7 @@ fn any_standing() -> impl Strategy<Value = Standing> {
             busy: Duration::from_millis(millis / 2),
             data: Duration::from_millis(millis / 4),
             share: step,
+            line: Generation(generation.saturating_sub(u64::from(step))),
             images: ImagesSeen(images),
             step,
             activity: "train".into(),
