@@ -3,18 +3,24 @@
 //! Everything is agreed over the mesh, rank by rank alike; nobody outside is asked. What is sent is hashed on both sides. A
 //! rank that should hold the same state and does not is told so, and repaired. Refuses to read checkpoints.
 
-use crate::checkpoint::{self, snapshot};
+use crate::checkpoint;
+use crate::checkpoint::snapshot::{self, LivePart};
 use crate::failure::Failure;
 use crate::ranks::Ranks;
-use crate::trainer::Trainer;
-use collective::CollectiveError;
-use common::checkpoint::{Digest, Manifest, TrainerCursor};
+use crate::trainer::{StepError, Trainer};
+use bytemuck::{cast_slice, cast_slice_mut};
+use collective::{CollectiveError, Part};
+use common::checkpoint::{Manifest, TrainerCursor};
 use common::ledger::Tally;
 use common::schedule::StateVersion;
+use native::HostF32;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::panic::resume_unwind;
+use std::sync::mpsc::{SyncSender, sync_channel};
 use tch::{Kind, Tensor, no_grad};
 use worker_core::Agreement;
+use xxhash_rust::xxh3::Xxh3;
 
 /// What belongs to the state of a run besides its tensors.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -39,7 +45,9 @@ pub fn agree(ranks: &mut Ranks, trainer: &mut Trainer, mine: Option<&Carried>) -
     let told = ranks.together(|mesh| mesh.all_gather_bytes(&to_bytes(&version)))?;
     let versions = told.iter().zip(0..).map(|(bytes, rank)| from_bytes(bytes, rank));
     let versions = versions.collect::<Result<Vec<Option<StateVersion>>, _>>()?;
-    let Some(Agreement { latest, source, behind }) = worker_core::agree(&versions) else { return Ok(None) };
+    let Some(agreement) = worker_core::agree(&versions) else { return Ok(None) };
+    let Agreement { latest, source, behind } = &agreement;
+    let source = *source;
     let rank = ranks.mesh().rank();
     let word = if rank == source { to_bytes(&mine) } else { Vec::new() };
     let words = ranks.together(|mesh| mesh.all_gather_bytes(&word))?;
@@ -49,7 +57,7 @@ pub fn agree(ranks: &mut Ranks, trainer: &mut Trainer, mine: Option<&Carried>) -
         if rank == source {
             tracing::info!("rank {source} brings ranks {behind:?} to {latest:?}");
         }
-        share(ranks, trainer, source, version == Some(latest))?;
+        share(ranks, trainer, &agreement)?;
     }
     checkpoint::put(trainer, &carried.cursor);
     trainer.set_line(Some(latest.line));
@@ -99,48 +107,105 @@ fn fingerprint(trainer: &Trainer) -> (i64, i64) {
     })
 }
 
-/// Sends every tensor of rank `source` to all others. A rank that `holds` the same state compares.
-fn share(ranks: &mut Ranks, trainer: &mut Trainer, source: u32, holds: bool) -> Result<(), Failure> {
-    let sends = ranks.mesh().rank() == source;
-    // who holds the same state only compares, and keeps it if the source is lost meanwhile
-    if !sends && !holds {
+/// Brings every tensor of the source to the ranks that are behind. Those who hold the same state compare, and are repaired
+/// where it is not the same.
+fn share(ranks: &mut Ranks, trainer: &mut Trainer, agreement: &Agreement) -> Result<(), Failure> {
+    let (rank, source, behind) = (ranks.mesh().rank(), agreement.source, &agreement.behind);
+    let parts = snapshot::live(trainer);
+    // who holds the same state keeps it if the source is lost meanwhile
+    if behind.contains(&rank) {
         trainer.set_line(None);
     }
-    let (mut digests, mut differing) = (Vec::new(), Vec::new());
-    for part in snapshot::live(trainer) {
-        let mut bytes = if sends || holds { snapshot::bytes(&part) } else { vec![0; part.bytes() as usize] };
-        let before = (holds && !sends).then(|| Digest::of(&bytes));
-        ranks.together(|mesh| mesh.broadcast(&mut bytes, source))?;
-        let digest = Digest::of(&bytes);
-        digests.extend_from_slice(digest.as_ref());
-        if before.is_some_and(|before| before != digest) {
-            differing.push(part.name.clone());
-        }
-        if !sends && (!holds || before != Some(digest)) {
-            trainer.set_line(None);
-            fill(&part, &bytes);
-        }
+    let odd = hand_over(ranks, &parts, source, &vec![behind.clone(); parts.len()])?;
+    all_received(odd.iter().flatten().filter(|rank| behind.contains(rank)))?;
+    if odd.iter().all(Vec::is_empty) {
+        return Ok(());
     }
-    let mine = Digest::of(&digests).as_ref().to_vec();
-    let all = ranks.together(|mesh| mesh.all_gather_bytes(&mine))?;
-    if let Some((_, rank)) = all.iter().zip(0..).find(|(theirs, _)| **theirs != all[source as usize]) {
-        return Err(unreadable(rank, "it received another state than was sent".to_owned()).into());
+    let mine = parts.iter().zip(&odd).filter(|(_, odd)| odd.contains(&rank)).map(|(part, _)| part.name.as_str());
+    let mine: Vec<&str> = mine.collect();
+    if !mine.is_empty() {
+        tracing::warn!("this rank held another state than rank {source} in {}; it is repaired", mine.join(", "));
+        trainer.set_line(None);
     }
-    if !differing.is_empty() {
-        tracing::warn!("this rank held another state than rank {source} in {}; it is repaired", differing.join(", "));
+    all_received(hand_over(ranks, &parts, source, &odd)?.iter().flatten())
+}
+
+fn all_received<'a>(mut odd: impl Iterator<Item = &'a u32>) -> Result<(), Failure> {
+    let other = |rank: &u32| unreadable(*rank, "it received another state than was sent".to_owned());
+    odd.next().map_or(Ok(()), |rank| Err(other(rank).into()))
+}
+
+/// Parts that may wait to be hashed: of what lies on a GPU each is a copy.
+const UNHASHED: usize = 2;
+
+/// Brings each of `parts` from rank `source` to the ranks that `to` names for it. Every rank hashes every part, in a thread
+/// beside the transfer; for each part, the ranks that then have another hash than the source.
+fn hand_over(ranks: &mut Ranks, parts: &[LivePart], source: u32, to: &[Vec<u32>]) -> Result<Vec<Vec<u32>>, Failure> {
+    let mine = std::thread::scope(|scope| {
+        let (hasher, parts_here) = sync_channel(UNHASHED);
+        let hashing = scope.spawn(move || parts_here.iter().map(|part: Vec<HostF32>| hash(&part)).collect());
+        for (part, to) in parts.iter().zip(to) {
+            pass(ranks, part, source, to, &hasher)?;
+        }
+        drop(hasher);
+        let hashes: Vec<u128> = hashing.join().unwrap_or_else(|panic| resume_unwind(panic));
+        Ok::<_, Failure>(hashes)
+    })?;
+    let told = ranks.together(|mesh| mesh.all_gather_bytes(&to_bytes(&mine)))?;
+    let told = told.iter().zip(0..).map(|(bytes, rank)| from_bytes(bytes, rank));
+    let told = told.collect::<Result<Vec<Vec<u128>>, _>>()?;
+    let right = &told[source as usize];
+    let odd = |part: usize| (0..).zip(&told).filter(move |(_, theirs)| theirs.get(part) != right.get(part));
+    Ok((0..parts.len()).map(|part| odd(part).map(|(rank, _)| rank).collect()).collect())
+}
+
+/// One part on its way, straight between the memories of the models where they are the host's.
+fn pass(
+    ranks: &mut Ranks,
+    part: &LivePart,
+    source: u32,
+    to: &[u32],
+    hasher: &SyncSender<Vec<HostF32>>,
+) -> Result<(), Failure> {
+    let (rank, host) = (ranks.mesh().rank(), snapshot::host(part));
+    let takes = to.contains(&rank);
+    // a thread that has ended is heard of by who joins it
+    let hash = |host: &[Tensor]| lend(host).map(|lent| drop(hasher.send(lent)));
+    if !takes {
+        hash(&host)?;
+    }
+    if !to.is_empty() {
+        let mut lent = lend(&host)?;
+        ranks.together(|mesh| match rank {
+            _ if takes => {
+                let mut room: Vec<&mut [u8]> =
+                    lent.iter_mut().map(|tensor| cast_slice_mut(tensor.as_mut_slice())).collect();
+                mesh.broadcast(Part::Takes(&mut room), source, to)
+            }
+            _ if rank == source => {
+                let given: Vec<&[u8]> = lent.iter().map(|tensor| cast_slice(tensor.as_slice())).collect();
+                mesh.broadcast(Part::Gives(&given), source, to)
+            }
+            _ => mesh.broadcast(Part::Hears(part.bytes() as usize), source, to),
+        })?;
+    }
+    if takes {
+        hash(&host)?;
+        snapshot::take(part, &host);
     }
     Ok(())
 }
 
-fn fill(part: &snapshot::LivePart, bytes: &[u8]) {
-    let mut rest = bytes;
-    no_grad(|| {
-        for (_, tensor) in &part.tensors {
-            let (mine, others) = rest.split_at(tensor.numel() * 4);
-            tensor.shallow_clone().copy_(&Tensor::from_data_size(mine, &tensor.size(), Kind::Float));
-            rest = others;
-        }
-    });
+fn lend(host: &[Tensor]) -> Result<Vec<HostF32>, Failure> {
+    Ok(host.iter().map(HostF32::new).collect::<Result<_, _>>().map_err(StepError::from)?)
+}
+
+/// Finds accidents on the way from one memory to another. It need not withstand intent: whoever is a rank may send what it
+/// likes, with its hash. It keeps pace with memory, which BLAKE3 does not.
+fn hash(part: &[HostF32]) -> u128 {
+    let mut hasher = Xxh3::new();
+    part.iter().for_each(|tensor| hasher.update(cast_slice(tensor.as_slice())));
+    hasher.digest128()
 }
 
 fn to_bytes<T: Serialize>(value: &T) -> Vec<u8> {
@@ -158,7 +223,97 @@ fn unreadable(rank: u32, what: String) -> CollectiveError {
 
 #[cfg(test)]
 mod tests {
-    use super::odd_among;
+    use super::*;
+    use crate::trainer::tests::{config, state, take, trainer};
+    use collective::{Collective, Faulty, Listener, Membership, Mesh, Solo};
+    use common::ids::Generation;
+    use std::net::SocketAddr;
+    use std::time::Duration;
+
+    /// What `play` makes of each rank of a new generation, given its rank and its connection to the others.
+    fn meet<T: Send>(world: u32, play: impl Fn(u32, Faulty<collective::Tcp>) -> T + Sync) -> Vec<T> {
+        let any: SocketAddr = ([127, 0, 0, 1], 0).into();
+        let listeners: Vec<Listener> = (0..world).map(|_| Listener::bind(any).unwrap()).collect();
+        let peers: Vec<SocketAddr> = listeners.iter().map(Listener::address).collect();
+        std::thread::scope(|scope| {
+            let ranks: Vec<_> = (0..world)
+                .zip(listeners)
+                .map(|(rank, mut listener)| {
+                    let (peers, play) = (peers.clone(), &play);
+                    scope.spawn(move || {
+                        let membership = Membership { generation: 2, rank, peers, secret: [7; 32] };
+                        let tcp = Mesh::connect(&mut listener, membership, Duration::from_secs(20)).unwrap();
+                        play(rank, Faulty::new(tcp))
+                    })
+                })
+                .collect();
+            ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+        })
+    }
+
+    fn ranks(collective: impl Collective + 'static) -> Ranks {
+        Ranks::new(Box::new(collective), None, Duration::from_secs(20))
+    }
+
+    /// A trainer that took `steps` alone, in generation 1, and what belongs to its state.
+    fn trained(steps: usize) -> (Trainer, Carried) {
+        let mut trainer = trainer(&config("fast", ""), Box::new(Solo::new(1)));
+        take(&mut trainer, steps);
+        let position = trainer.position();
+        let cursor = TrainerCursor {
+            images: position.images,
+            cycle_images: position.cycle_images,
+            repeat: position.round,
+            phase: position.step,
+            steps: trainer.mark().steps,
+            last_knee: trainer.knee(),
+            ..TrainerCursor::default()
+        };
+        (trainer, Carried { cursor, done: 0, parent: None, tally: Tally::default() })
+    }
+
+    #[test]
+    fn a_newcomer_and_one_that_is_behind_get_the_state_of_those_who_hold_the_latest() {
+        let right = state(&trained(3).0);
+        let found = meet(4, |rank, collective| {
+            // rank 0 comes anew, rank 2 has missed a step
+            let (mut trainer, carried) = trained([0, 3, 2, 3][rank as usize]);
+            let mine = (rank > 0).then_some(&carried);
+            let agreed = agree(&mut ranks(collective), &mut trainer, mine).unwrap().unwrap();
+            (state(&trainer), trainer.version(), agreed.cursor.steps)
+        });
+        let version = trained(3).0.version();
+        assert!(found.iter().all(|found| *found == (right.clone(), version, 3)), "{found:?}");
+    }
+
+    #[test]
+    fn one_that_holds_other_bits_of_the_same_state_is_repaired() {
+        let right = state(&trained(2).0);
+        let found = meet(3, |rank, collective| {
+            let (mut trainer, carried) = trained(2);
+            if rank == 1 {
+                let part = &snapshot::live(&trainer)[1];
+                let _other = no_grad(|| part.tensors[0].1.shallow_clone().g_add_scalar_(1e-6));
+            }
+            agree(&mut ranks(collective), &mut trainer, (rank < 2).then_some(&carried)).unwrap();
+            (state(&trainer), trainer.version().is_some())
+        });
+        assert!(found.iter().all(|found| *found == (right.clone(), true)), "{found:?}");
+    }
+
+    #[test]
+    fn where_the_source_is_lost_midway_holders_keep_their_state_and_who_was_being_filled_has_none() {
+        let right = state(&trained(2).0);
+        let found = meet(3, |rank, collective| {
+            let (mut trainer, carried) = trained(if rank == 2 { 0 } else { 2 });
+            // after the two gathers and two of the parts
+            let collective = if rank == 0 { collective.fail_at(4) } else { collective };
+            let outcome = agree(&mut ranks(collective), &mut trainer, (rank < 2).then_some(&carried)).map(drop);
+            (outcome.is_err(), trainer.version().map(|version| version.line), state(&trainer) == right)
+        });
+        assert_eq!(found[..2], [(true, Some(Generation(1)), true); 2]);
+        assert_eq!(found[2], (true, None, false));
+    }
 
     #[test]
     fn the_odd_ones_are_those_that_differ_from_most_or_from_rank_0() {

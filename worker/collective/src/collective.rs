@@ -48,11 +48,12 @@ pub trait Collective: Send {
     /// [`CollectiveError::Misuse`] for too long a contribution, and any other but `Stale`.
     fn all_gather_bytes(&mut self, mine: &[u8]) -> Result<Vec<Vec<u8>>, CollectiveError>;
 
-    /// Replaces the bytes by those of rank `root`. All ranks bring the same length.
+    /// Brings the bytes of rank `root` to the ranks `to`, which are named in ascending order. The others hear that it goes on.
+    /// All bring the same number of bytes, cut as each likes.
     ///
     /// # Errors
-    /// [`CollectiveError::Misuse`] for a root outside the world, and any other but `Stale`.
-    fn broadcast(&mut self, bytes: &mut [u8], root: u32) -> Result<(), CollectiveError>;
+    /// [`CollectiveError::Misuse`] for ranks outside the world and for a part that is not this rank's, and any other but `Stale`.
+    fn broadcast(&mut self, part: Part<'_, '_>, root: u32, to: &[u32]) -> Result<(), CollectiveError>;
 
     /// Returns once every rank has made this call.
     ///
@@ -81,6 +82,28 @@ pub trait Collective: Send {
 
     /// What the calls so far have moved and taken.
     fn traffic(&self) -> Traffic;
+}
+
+/// What a rank brings to a [`Collective::broadcast`].
+#[derive(Debug)]
+pub enum Part<'a, 'b> {
+    /// The root: these bytes go out, one slice after the other.
+    Gives(&'a [&'b [u8]]),
+    /// A rank to which they go: where they belong.
+    Takes(&'a mut [&'b mut [u8]]),
+    /// Any other: how many they are.
+    Hears(usize),
+}
+
+impl Part<'_, '_> {
+    /// Bytes that the call is about.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::Gives(slices) => slices.iter().map(|slice| slice.len()).sum(),
+            Self::Takes(slices) => slices.iter().map(|slice| slice.len()).sum(),
+            Self::Hears(bytes) => *bytes,
+        }
+    }
 }
 
 /// Ends a communicator from another thread: the blocked call returns [`CollectiveError::Aborted`] at once, and every other rank's

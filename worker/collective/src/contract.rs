@@ -2,7 +2,7 @@
 //!
 //! Refuses to know backends: a group is formed by the caller, and one thread plays each rank.
 
-use crate::{Collective, CollectiveError, How, TreeSum, deal};
+use crate::{Collective, CollectiveError, How, Part, TreeSum, deal};
 use std::{
     fs,
     sync::atomic::{AtomicUsize, Ordering},
@@ -29,7 +29,7 @@ pub fn suite(world: usize, form: &dyn Fn() -> Group) {
     sums_are_exact(&mut form());
     sums_have_the_same_bits_on_every_rank(&mut form());
     gathers_keep_lengths_and_order(&mut form());
-    broadcasts_bring_the_roots_bytes(&mut form());
+    broadcasts_bring_the_roots_bytes_to_whom_they_are_meant_for(&mut form());
     nobody_leaves_a_barrier_before_all_have_come(&mut form());
     tree_sums_have_the_bits_of_one_rank(&mut form());
     misuse_is_refused_and_forgiven(&mut form());
@@ -108,13 +108,28 @@ fn gathers_keep_lengths_and_order(group: &mut Group) {
     }
 }
 
-fn broadcasts_bring_the_roots_bytes(group: &mut Group) {
-    for root in 0..group.len() as u32 {
-        for len in [0, 1, 1_000_003] {
+fn broadcasts_bring_the_roots_bytes_to_whom_they_are_meant_for(group: &mut Group) {
+    let world = group.len() as u32;
+    let content = |rank: u32, len: usize| (0..len).map(|i| (i as u32 * 7 + rank) as u8).collect::<Vec<_>>();
+    for (root, chosen) in (0..world).flat_map(|root| (0..1u32 << world).map(move |chosen| (root, chosen))) {
+        let to = (0..world).filter(|&rank| rank != root && chosen >> rank & 1 == 1).collect::<Vec<_>>();
+        for len in [0, 1, 300_007] {
             together(group, |member| {
-                let mut bytes = (0..len).map(|i| (i as u32 * 7 + member.rank()) as u8).collect::<Vec<_>>();
-                member.broadcast(&mut bytes, root).expect("broadcast");
-                assert!(bytes.iter().enumerate().all(|(i, &byte)| byte == (i as u32 * 7 + root) as u8));
+                let rank = member.rank();
+                let mut bytes = content(rank, len);
+                // every rank cuts them elsewhere
+                let cut = len / (2 + rank as usize);
+                if rank == root {
+                    let (first, rest) = bytes.split_at(cut);
+                    member.broadcast(Part::Gives(&[first, &[], rest]), root, &to).expect("given");
+                } else if to.contains(&rank) {
+                    let (first, rest) = bytes.split_at_mut(cut);
+                    member.broadcast(Part::Takes(&mut [first, &mut [], rest]), root, &to).expect("taken");
+                } else {
+                    member.broadcast(Part::Hears(len), root, &to).expect("heard of");
+                }
+                let whose = if to.contains(&rank) { root } else { rank };
+                assert!(bytes == content(whose, len), "rank {rank}, {len} bytes from {root} to {to:?}");
             });
         }
     }
@@ -171,7 +186,12 @@ fn misuse_is_refused_and_forgiven(group: &mut Group) {
         let refused = |outcome: Result<(), CollectiveError>| {
             assert!(matches!(outcome, Err(CollectiveError::Misuse(_))), "{outcome:?}");
         };
-        refused(member.broadcast(&mut [1], world));
+        let me = member.rank();
+        refused(member.broadcast(Part::Hears(1), world, &[]));
+        refused(member.broadcast(Part::Gives(&[&[1]]), me, &[world]));
+        refused(member.broadcast(Part::Gives(&[&[1]]), me, &[me]));
+        refused(member.broadcast(Part::Hears(1), me, &[]));
+        refused(member.broadcast(Part::Takes(&mut [&mut [1]]), me, &[]));
         refused(member.all_gather_bytes(&vec![0; crate::GATHER_BYTES_MAX + 1]).map(drop));
         let incomplete = TreeSum::new(2, 0..2, 1).expect("a run of groups");
         refused(member.tree_sum_f32(&incomplete, &mut [0.0]));

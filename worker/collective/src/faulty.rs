@@ -2,7 +2,7 @@
 //!
 //! Refuses randomness: a fault happens at a call that the test names, every time.
 
-use crate::{Aborter, Collective, CollectiveError, How, Traffic, TreeSum};
+use crate::{Aborter, Collective, CollectiveError, How, Part, Traffic, TreeSum};
 use std::{collections::BTreeMap, thread, time::Duration};
 
 /// What happens at a call.
@@ -111,8 +111,8 @@ impl<C: Collective> Collective for Faulty<C> {
         self.begin()?.all_gather_bytes(mine)
     }
 
-    fn broadcast(&mut self, bytes: &mut [u8], root: u32) -> Result<(), CollectiveError> {
-        self.begin()?.broadcast(bytes, root)
+    fn broadcast(&mut self, part: Part<'_, '_>, root: u32, to: &[u32]) -> Result<(), CollectiveError> {
+        self.begin()?.broadcast(part, root, to)
     }
 
     fn barrier(&mut self) -> Result<(), CollectiveError> {

@@ -2,7 +2,7 @@
 //!
 //! Refuses what a larger world would refuse, so that a program tried with one worker fails where it would fail with many.
 
-use crate::{Aborter, Collective, CollectiveError, GATHER_BYTES_MAX, Traffic, TreeSum};
+use crate::{Aborter, Collective, CollectiveError, GATHER_BYTES_MAX, Part, Traffic, TreeSum};
 use std::{
     sync::{
         Arc,
@@ -59,9 +59,9 @@ impl Collective for Solo {
         Ok(vec![mine.to_vec()])
     }
 
-    fn broadcast(&mut self, _bytes: &mut [u8], root: u32) -> Result<(), CollectiveError> {
+    fn broadcast(&mut self, part: Part<'_, '_>, root: u32, to: &[u32]) -> Result<(), CollectiveError> {
         self.alive()?;
-        check_root(root, 1)
+        check_broadcast(&part, root, to, 0, 1)
     }
 
     fn barrier(&mut self) -> Result<(), CollectiveError> {
@@ -105,12 +105,26 @@ pub(crate) fn check_gather(mine: &[u8]) -> Result<(), CollectiveError> {
     Err(CollectiveError::Misuse(what))
 }
 
-/// Refuses a root outside the world.
-pub(crate) fn check_root(root: u32, world: u32) -> Result<(), CollectiveError> {
-    if root < world {
+/// Refuses ranks outside the world or out of order, and what is not the part of `rank`.
+pub(crate) fn check_broadcast(
+    part: &Part<'_, '_>,
+    root: u32,
+    to: &[u32],
+    rank: u32,
+    world: u32,
+) -> Result<(), CollectiveError> {
+    let known =
+        root < world && !to.contains(&root) && to.is_sorted_by(|a, b| a < b) && to.last().is_none_or(|&r| r < world);
+    let fits = match part {
+        Part::Gives(_) => rank == root,
+        Part::Takes(_) => to.contains(&rank),
+        Part::Hears(_) => rank != root && !to.contains(&rank),
+    };
+    if known && fits {
         return Ok(());
     }
-    Err(CollectiveError::Misuse(format!("broadcast from rank {root} in a world of {world}")))
+    let what = format!("broadcast from rank {root} to {to:?} in a world of {world}, where rank {rank} brings {part:?}");
+    Err(CollectiveError::Misuse(what))
 }
 
 /// Refuses a sum with missing groups, or an output of another width.

@@ -2,7 +2,7 @@
 
 mod group;
 
-use collective::{Collective, CollectiveError, Faulty, How, Solo, Tcp, contract};
+use collective::{Collective, CollectiveError, Faulty, How, Part, Solo, Tcp, contract};
 use group::{FORMING, form, listeners, members};
 use std::{
     sync::Barrier,
@@ -111,7 +111,20 @@ fn ranks_that_disagree_on_a_length_or_a_root_are_told() {
         });
         assert!(outcomes.iter().any(|o| matches!(o, Err(CollectiveError::Protocol { .. }))), "{outcomes:?}");
     }
-    let outcomes = contract::together(&mut boxed(tcp(2)), |member| member.broadcast(&mut [0; 9], member.rank()));
+    let outcomes = contract::together(&mut boxed(tcp(2)), |member| {
+        member.broadcast(Part::Gives(&[&[0; 9]]), member.rank(), &[1 - member.rank()])
+    });
+    assert!(outcomes.iter().any(|o| matches!(o, Err(CollectiveError::Protocol { .. }))), "{outcomes:?}");
+}
+
+#[test]
+fn ranks_that_disagree_on_whom_a_broadcast_is_for_are_told() {
+    let outcomes = contract::together(&mut boxed(tcp(3)), |member| match member.rank() {
+        0 => member.broadcast(Part::Gives(&[&[0; 9]]), 0, &[1]),
+        1 => member.broadcast(Part::Hears(9), 0, &[2]),
+        _ => member.broadcast(Part::Takes(&mut [&mut [0; 9]]), 0, &[2]),
+    });
+    assert!(outcomes[1..].iter().all(Result::is_err), "{outcomes:?}");
     assert!(outcomes.iter().any(|o| matches!(o, Err(CollectiveError::Protocol { .. }))), "{outcomes:?}");
 }
 

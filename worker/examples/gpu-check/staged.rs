@@ -1,7 +1,7 @@
 //! NCCL as a collective on host memory: numbers go to the GPU, are summed there, and come back. For the contract, which knows
 //! no devices; nobody should train with it.
 
-use collective::{Aborter, Collective, CollectiveError, Traffic, TreeSum};
+use collective::{Aborter, Collective, CollectiveError, Part, Traffic, TreeSum};
 use native::DeviceF32;
 use std::time::Duration;
 use tch::{Device, Tensor};
@@ -57,8 +57,8 @@ impl Collective for Staged {
         self.ranks.together(|mesh| mesh.all_gather_bytes(mine))
     }
 
-    fn broadcast(&mut self, bytes: &mut [u8], root: u32) -> Result<(), CollectiveError> {
-        self.ranks.together(|mesh| mesh.broadcast(bytes, root))
+    fn broadcast(&mut self, part: Part<'_, '_>, root: u32, to: &[u32]) -> Result<(), CollectiveError> {
+        self.ranks.together(|mesh| mesh.broadcast(part, root, to))
     }
 
     fn barrier(&mut self) -> Result<(), CollectiveError> {

@@ -82,18 +82,24 @@ pub fn live(trainer: &Trainer) -> Vec<LivePart> {
     parts.into_iter().map(|(name, tensors)| LivePart { name, tensors }).collect()
 }
 
-/// The elements of all tensors of `part`, one after the other, in host memory.
+/// The tensors of `part` in host memory: they themselves where they lie there, else copies.
 #[must_use]
-pub fn bytes(part: &LivePart) -> Vec<u8> {
-    let mut all = vec![0u8; part.bytes() as usize];
-    let mut rest = &mut all[..];
-    for (_, tensor) in &part.tensors {
-        let host = tensor.to_device(Device::Cpu).to_kind(Kind::Float).contiguous();
-        let (mine, others) = rest.split_at_mut(host.numel() * 4);
-        host.copy_data_u8(mine, host.numel());
-        rest = others;
-    }
-    all
+pub fn host(part: &LivePart) -> Vec<Tensor> {
+    part.tensors.iter().map(|(_, tensor)| tensor.to_device(Device::Cpu).to_kind(Kind::Float).contiguous()).collect()
+}
+
+/// Puts what [`host`] gave for `part`, and somebody has changed, into `part`.
+pub fn take(part: &LivePart, host: &[Tensor]) {
+    no_grad(|| {
+        for ((_, tensor), host) in part.tensors.iter().zip(host).filter(|((_, tensor), host)| !shares(tensor, host)) {
+            tensor.shallow_clone().copy_(host);
+        }
+    });
+}
+
+/// Whether two tensors are one in memory.
+fn shares(one: &Tensor, other: &Tensor) -> bool {
+    one.device() == other.device() && one.data_ptr() == other.data_ptr()
 }
 
 /// Copies `part` into host memory. This is the stall of a checkpoint.

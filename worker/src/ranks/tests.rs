@@ -1,6 +1,6 @@
 use super::*;
 use crate::communicator::Communicator;
-use collective::{Aborter, Listener, Membership, Mesh, Solo, Traffic, TreeSum};
+use collective::{Aborter, Listener, Membership, Mesh, Part, Solo, Traffic, TreeSum};
 use std::sync::{Arc, Mutex};
 use tch::{Device, Kind, Tensor, no_grad};
 
@@ -89,7 +89,7 @@ impl Collective for Wire {
     fn all_gather_bytes(&mut self, _mine: &[u8]) -> Result<Vec<Vec<u8>>, CollectiveError> {
         self.call().map(|()| Vec::new())
     }
-    fn broadcast(&mut self, _bytes: &mut [u8], _root: u32) -> Result<(), CollectiveError> {
+    fn broadcast(&mut self, _part: Part<'_, '_>, _root: u32, _to: &[u32]) -> Result<(), CollectiveError> {
         self.call()
     }
     fn barrier(&mut self) -> Result<(), CollectiveError> {

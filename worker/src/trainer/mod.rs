@@ -488,4 +488,4 @@ fn groups_of(stage: &Stage, rank: u32, world: u32) -> Range<u32> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

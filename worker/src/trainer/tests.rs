@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 /// A run that grows 4 -> 8 -> 16 in 160 images each, small enough for milliseconds a step.
-fn config(determinism: &str, more: &str) -> RunConfig {
+pub(crate) fn config(determinism: &str, more: &str) -> RunConfig {
     let text = format!(
         r#"
         name = "t"
@@ -77,13 +77,13 @@ fn images(upcoming: &Upcoming) -> Option<Tensor> {
     upcoming.shows_images.then(|| Tensor::from_data_size(&pixels, &shape, Kind::Uint8))
 }
 
-fn trainer(config: &RunConfig, collective: Box<dyn Collective>) -> Trainer {
+pub(crate) fn trainer(config: &RunConfig, collective: Box<dyn Collective>) -> Trainer {
     tch::set_num_threads(1);
     let model = models::build(config, Kind::Float, Device::Cpu);
     Trainer::new(config.clone(), model, Communicator::new(collective), Device::Cpu)
 }
 
-fn take(trainer: &mut Trainer, steps: usize) {
+pub(crate) fn take(trainer: &mut Trainer, steps: usize) {
     for _ in 0..steps {
         let next = trainer.upcoming(1).remove(0);
         trainer.step(images(&next).as_ref(), Flags::default()).unwrap();
@@ -91,7 +91,7 @@ fn take(trainer: &mut Trainer, steps: usize) {
 }
 
 /// Everything that decides how training goes on, as one digest.
-fn state(trainer: &Trainer) -> String {
+pub(crate) fn state(trainer: &Trainer) -> String {
     let mut hasher = blake3::Hasher::new();
     for part in snapshot::live(trainer) {
         let (_, entry) = snapshot::copy(&part).encode().unwrap();

@@ -20,8 +20,8 @@ pub use listener::Listener;
 pub use mesh::{DEADLINE_DEFAULT, Membership, Mesh, WORLD_MAX};
 
 use crate::{
-    Aborter, Collective, CollectiveError, GATHER_BYTES_MAX, Traffic, TreeSum,
-    solo::{check_gather, check_root, check_tree},
+    Aborter, Collective, CollectiveError, GATHER_BYTES_MAX, Part, Traffic, TreeSum,
+    solo::{check_broadcast, check_gather, check_tree},
     tree::add,
 };
 use bytemuck::Pod;
@@ -148,11 +148,10 @@ impl Collective for Tcp {
         Ok((0..world).map(|peer| all[span(peer)].to_vec()).collect())
     }
 
-    fn broadcast(&mut self, bytes: &mut [u8], root: u32) -> Result<(), CollectiveError> {
-        check_root(root, self.world())?;
-        let call = Call { kind: Kind::Broadcast, root, size: bytes.len() };
-        let mut chain = Chain::new(self.index(), self.engine.world(), root as usize, bytes);
-        self.engine.run(call, &mut chain)
+    fn broadcast(&mut self, part: Part<'_, '_>, root: u32, to: &[u32]) -> Result<(), CollectiveError> {
+        check_broadcast(&part, root, to, self.rank(), self.world())?;
+        let call = Call { kind: Kind::Broadcast, root, size: part.bytes() };
+        self.engine.run(call, &mut Chain::new(self.index(), root as usize, to, part))
     }
 
     fn barrier(&mut self) -> Result<(), CollectiveError> {

@@ -1,46 +1,94 @@
-//! Broadcast along the ring: each rank passes on what it gets, as soon as it gets it. Of a large buffer every rank sends at
-//! most one copy.
+//! Broadcast along a chain: the root's bytes go to the first rank that wants them, and each passes on what it gets, as soon as
+//! it gets it. Of a large buffer every rank sends at most one copy.
 //!
-//! The last rank sends the root its header and nothing else, so that ranks that disagree about the root find out.
+//! The last one sends the root its header and nothing else, so that ranks that disagree about the root find out; ranks that are
+//! not meant get the root's header, so that they know that it goes on.
 
-use super::{Flow, neighbours};
+use super::Flow;
+use crate::Part;
 
-pub(in crate::tcp) struct Chain<'a> {
-    bytes: &'a mut [u8],
+pub(in crate::tcp) struct Chain<'a, 'b> {
+    part: Part<'a, 'b>,
     rank: usize,
-    world: usize,
-    root: usize,
+    /// From the root to the last rank that wants the bytes.
+    route: Vec<usize>,
+    /// This rank's place on it.
+    place: Option<usize>,
+    bytes: usize,
     /// How many of the bytes are the root's.
     have: usize,
 }
 
-impl<'a> Chain<'a> {
-    pub(in crate::tcp) fn new(rank: usize, world: usize, root: usize, bytes: &'a mut [u8]) -> Self {
-        let have = if rank == root { bytes.len() } else { 0 };
-        Self { bytes, rank, world, root, have }
+impl<'a, 'b> Chain<'a, 'b> {
+    pub(in crate::tcp) fn new(rank: usize, root: usize, to: &[u32], part: Part<'a, 'b>) -> Self {
+        // in the order of the ring: neighbours by rank are often neighbours in the network
+        let (before, behind) = to.split_at(to.partition_point(|&to| (to as usize) < root));
+        let wanting = behind.iter().chain(before).map(|&rank| rank as usize);
+        let route = [root].into_iter().chain(wanting).collect::<Vec<_>>();
+        let (place, bytes) = (route.iter().position(|&on| on == rank), part.bytes());
+        let have = if rank == root { bytes } else { 0 };
+        Self { part, rank, route, place, bytes, have }
     }
 
-    /// Bytes that go to `rank`.
+    fn root(&self) -> usize {
+        self.route[0]
+    }
+
+    /// Bytes that go to `rank`, which is on the route.
     fn due(&self, rank: usize) -> usize {
-        if rank == self.root { 0 } else { self.bytes.len() }
+        if rank == self.root() { 0 } else { self.bytes }
+    }
+
+    /// Whether `rank` hears of it from the root, and nothing else.
+    fn only_hears(&self, rank: usize) -> bool {
+        !self.route.contains(&rank)
     }
 }
 
-impl Flow for Chain<'_> {
+impl Flow for Chain<'_, '_> {
     fn outbound(&self, peer: usize) -> Option<usize> {
-        (peer == neighbours(self.rank, self.world).1).then(|| self.due(peer))
+        let place = self.place?;
+        if self.route[(place + 1) % self.route.len()] == peer {
+            return Some(self.due(peer));
+        }
+        (self.rank == self.root() && self.only_hears(peer)).then_some(0)
     }
 
     fn inbound(&self, peer: usize) -> Option<usize> {
-        (peer == neighbours(self.rank, self.world).0).then(|| self.due(self.rank))
+        match self.place {
+            None => (peer == self.root()).then_some(0),
+            Some(place) => {
+                let before = self.route[(place + self.route.len() - 1) % self.route.len()];
+                (peer == before).then(|| self.due(self.rank))
+            }
+        }
     }
 
     fn ready(&self, peer: usize, sent: usize) -> &[u8] {
-        if peer == self.root { &[] } else { &self.bytes[sent..self.have] }
+        if self.outbound(peer).is_none_or(|bytes| bytes == 0) {
+            return &[];
+        }
+        let ready = match &self.part {
+            Part::Gives(slices) => rest(slices.iter().copied(), sent),
+            Part::Takes(slices) => rest(slices.iter().map(|slice| &**slice), sent),
+            Part::Hears(_) => &[],
+        };
+        &ready[..ready.len().min(self.have - sent)]
     }
 
     fn room(&mut self, _peer: usize, received: usize) -> &mut [u8] {
-        if self.rank == self.root { &mut [] } else { &mut self.bytes[received..] }
+        match &mut self.part {
+            Part::Takes(slices) => {
+                let mut at = received;
+                let slice = slices.iter_mut().find(|slice| {
+                    let here = at < slice.len();
+                    at -= if here { 0 } else { slice.len() };
+                    here
+                });
+                slice.map_or(&mut [], |slice| &mut slice[at..])
+            }
+            _ => &mut [],
+        }
     }
 
     fn received(&mut self, _peer: usize, count: usize) {
@@ -48,28 +96,63 @@ impl Flow for Chain<'_> {
     }
 }
 
+/// What follows the first `at` bytes within the slice to which the next one belongs.
+fn rest<'s>(slices: impl Iterator<Item = &'s [u8]>, mut at: usize) -> &'s [u8] {
+    for slice in slices {
+        if at < slice.len() {
+            return &slice[at..];
+        }
+        at -= slice.len();
+    }
+    &[]
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::simulate;
     use super::*;
 
+    /// World 4, from `root` to `to`, 11 bytes in three slices, of which one is empty; what every rank has in the end.
+    fn play(root: usize, to: &[u32], piece: usize) -> Vec<[u8; 11]> {
+        let mut buffers: Vec<[u8; 11]> = (0..4).map(|rank| [rank; 11]).collect();
+        let source: [u8; 11] = std::array::from_fn(|i| 100 + i as u8);
+        buffers[root] = source;
+        let given = [&source[..4], &source[4..4], &source[4..]];
+        let mut slices: Vec<_> = (buffers.iter_mut())
+            .map(|bytes| {
+                let (first, second) = bytes.split_at_mut(7);
+                [&mut first[..], &mut [], second]
+            })
+            .collect();
+        let part = |(rank, slices)| match rank {
+            rank if rank == root => Part::Gives(&given),
+            rank if to.contains(&(rank as u32)) => Part::Takes(slices),
+            _ => Part::Hears(11),
+        };
+        let chain = |(rank, slices)| Chain::new(rank, root, to, part((rank, slices)));
+        let mut flows: Vec<_> =
+            slices.iter_mut().enumerate().map(|(rank, slices)| chain((rank, &mut slices[..]))).collect();
+        let mut turn = 0;
+        simulate(&mut flows, || {
+            turn += 1;
+            turn % piece
+        });
+        drop(flows);
+        buffers
+    }
+
     #[test]
-    fn everybody_ends_with_the_roots_bytes() {
-        for world in 1..5 {
-            for root in 0..world {
-                let mut buffers = (0..world).map(|r| vec![r as u8; 11]).collect::<Vec<_>>();
-                let mut flows = buffers
-                    .iter_mut()
-                    .enumerate()
-                    .map(|(rank, bytes)| Chain::new(rank, world, root, bytes))
-                    .collect::<Vec<_>>();
-                let mut turn = 0;
-                simulate(&mut flows, || {
-                    turn += 1;
-                    turn % 5
-                });
-                drop(flows);
-                assert!(buffers.iter().all(|bytes| *bytes == [root as u8; 11]));
+    fn those_who_are_meant_end_with_the_roots_bytes_and_the_others_with_their_own() {
+        let source: [u8; 11] = std::array::from_fn(|i| 100 + i as u8);
+        for root in 0..4usize {
+            for chosen in 0..16u32 {
+                let to: Vec<u32> = (0..4).filter(|&rank| rank as usize != root && chosen >> rank & 1 == 1).collect();
+                for piece in [5, 7, 101] {
+                    for (rank, bytes) in play(root, &to, piece).into_iter().enumerate() {
+                        let changed = rank == root || to.contains(&(rank as u32));
+                        assert_eq!(bytes, if changed { source } else { [rank as u8; 11] }, "{root} to {to:?}");
+                    }
+                }
             }
         }
     }
