@@ -21,7 +21,7 @@ use crate::takeover::{self, Found};
 use crate::tenure::{self, Tenure};
 use crate::view::Facts;
 use crate::{machine, server, signals};
-use common::config::resolved::RunConfig;
+use common::config::resolved::{Backend, RunConfig};
 use common::exit::Exit;
 use common::ids::{Generation, ImagesSeen};
 use coordinator_core::{Entry, Memory, OnLoss, Outcome, Policy, Reason, WorkerId};
@@ -380,7 +380,11 @@ pub(crate) fn policy(config: &RunConfig, (workers, local): (u32, u32), options: 
     Policy {
         workers,
         min_workers: cluster.min_workers,
-        max_workers: if cluster.max_workers == 0 { WORKERS_MAX } else { cluster.max_workers },
+        max_workers: match (cluster.backend, cluster.max_workers) {
+            (Backend::Solo, _) => 1,
+            (_, 0) => WORKERS_MAX,
+            (_, most) => most,
+        },
         local,
         on_loss: match cluster.on_loss {
             common::config::resolved::OnLoss::Shrink => OnLoss::Shrink,

@@ -272,17 +272,15 @@ impl Worker {
     }
 
     fn connect(&mut self, agent: &Agent, assignment: &Assignment, peers: Vec<SocketAddr>) -> Result<Ranks, Failure> {
-        let (generation, backend) = (assignment.generation.0, self.config.cluster.backend);
+        let generation = assignment.generation.0;
         let mut mesh: Box<dyn Collective> = if peers.len() == 1 {
             let solo = Solo::new(generation);
             let aborter = solo.aborter();
             agent.on_abort(move || aborter.abort());
             Box::new(solo)
-        } else if backend == Backend::Solo {
-            let message = format!("cluster.backend = \"solo\" is for one worker, not {}", peers.len());
-            return Err(Failure::Unsupported(message));
         } else {
             limits::ranks(peers.len())?;
+            // with "solo" too: one that was told to go hands the state over to its successor
             let membership = Membership { generation, rank: assignment.rank.0, peers, secret: assignment.secret };
             // a coordinator that hears nothing of a member loses it in less time than its peers do
             let patience = Duration::try_from_secs_f64(self.config.cluster.patience_s).unwrap_or(MEET);

@@ -26,7 +26,7 @@ pub struct Policy {
     pub workers: u32,
     /// Fewer than this many do not train.
     pub min_workers: u32,
-    /// More than this many never do.
+    /// More than this many never do; one that only hands the state over, for a step or two, comes on top.
     pub max_workers: u32,
     /// How many of the wanted ones this coordinator starts, and starts again when they die.
     pub local: u32,

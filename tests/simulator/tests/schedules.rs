@@ -39,14 +39,16 @@ fn the_same_seed_tells_the_same_story() {
 #[test]
 fn schedules_are_of_many_kinds() {
     let mut ends: Vec<String> = Vec::new();
-    let (mut generations, mut longest) = (0, 0);
+    let (mut generations, mut longest, mut replaced) = (0, 0, 0);
     for seed in 0..400 {
         let report = simulator::run(seed, false);
         generations += report.generations;
         longest = longest.max(report.generations);
+        replaced += report.coordinators - 1;
         ends.push(report.ended);
     }
     assert!(generations > 500 && longest > 8, "{generations} generations, {longest} in one");
+    assert!(replaced > 80, "{replaced} coordinators were replaced");
     for kind in ["the run is complete", "stopped at", "still missing", "failures in a row", "killed at once", "Running"]
     {
         assert!(ends.iter().any(|end| end.contains(kind)), "no schedule ends with \"{kind}\"");

@@ -176,6 +176,7 @@ fn progress_is_the_heartbeat_and_carries_the_newest_value() {
             phase: 1,
             activity,
             step_seconds: 0.5,
+            line: Generation(2),
             ..Progress::default()
         });
     }
@@ -183,7 +184,7 @@ fn progress_is_the_heartbeat_and_carries_the_newest_value() {
         Body::Progress(progress) if progress.images == 30 => Some(progress),
         _ => None,
     });
-    assert_eq!((newest.generation, newest.phase, newest.activity.as_str()), (3, 1, "train"));
+    assert_eq!((newest.generation, newest.phase, newest.activity.as_str(), newest.line), (3, 1, "train", 2));
     let first = Instant::now();
     for _ in 0..2 {
         coordinator.hear_until(&mut stream, |body| matches!(body, Body::Progress(_)).then_some(()));

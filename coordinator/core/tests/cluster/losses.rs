@@ -208,6 +208,24 @@ fn who_is_told_to_go_hands_over_to_a_spare_that_holds_an_older_state() {
 }
 
 #[test]
+fn a_hand_over_may_make_a_world_larger_than_allowed_and_only_until_it_is_done() {
+    let mut run = Run::new(Policy { local: 0, max_workers: 1, ..policy(1) });
+    let first = run.arrive();
+    assert!(run.until(LONG, |run| run.trains_with(1)));
+    run.arrive();
+    run.pass(5 * SECOND);
+    assert_eq!(run.generation(), 1, "the second one waits");
+    let (images, mark, since) = (run.images(), run.log.len(), run.now);
+    run.terminate(first);
+    assert!(run.until(LONG, |run| run.generation() == 3 && run.trains_with(1)), "{:?}", run.cluster);
+    assert!(run.now - since < SECOND && run.images() >= images, "{:?}", run.now - since);
+    let worlds: Vec<_> = (run.assignments(mark).iter()).map(|(_, a)| (a.generation.0, a.peers.len())).collect();
+    assert_eq!(worlds, [(2, 2), (2, 2), (3, 1)]);
+    run.pass(5 * SECOND);
+    assert_eq!(run.generation(), 3);
+}
+
+#[test]
 fn a_spare_with_an_older_state_starts_from_what_is_stored_since() {
     let (mut run, at_work, spare) = one_at_work_and_one_spare();
     run.operator(coordinator_core::Command::Checkpoint);
