@@ -105,6 +105,8 @@ impl Worker {
         device: Device,
     ) -> Result<Self, Failure> {
         supported(&config, device)?;
+        // others of this machine prepare at the same time, and idle threads of libtorch's spin
+        tch::set_num_threads(1);
         native::allow_tf32(config.train.precision == Precision::Tf32).map_err(StepError::from)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let runtime = Arc::new(runtime.map_err(|error| Failure::Io { doing: "start a runtime".to_owned(), error })?);

@@ -6,9 +6,9 @@ use clap::{Parser, Subcommand};
 use common::config::resolved::S3;
 use common::exit::Exit;
 use native::cuda;
+use std::io::Write;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::process::ExitCode;
 use worker::failure::Failure;
 use worker::{environment, join, prepare, sample};
 
@@ -46,7 +46,7 @@ enum Command {
     },
 }
 
-fn main() -> ExitCode {
+fn main() {
     // before anything touches libtorch: it looks its CUDA hooks up once
     let cuda = cuda::load(&environment::library_folders());
     let kept = native::keep_memory();
@@ -71,13 +71,13 @@ fn main() -> ExitCode {
             s3_settings(s3.as_deref()).and_then(|s3| sample::sample(&url, &seeds, &out, &s3)).map(|()| Exit::Ok)
         }
     };
-    match outcome {
-        Ok(exit) => exit.into(),
-        Err(failure) => {
-            tracing::error!("{failure}");
-            failure.exit().into()
-        }
-    }
+    let exit = outcome.unwrap_or_else(|failure| {
+        tracing::error!("{failure}");
+        failure.exit()
+    });
+    // whoever read it may have gone
+    let _ = std::io::stdout().flush();
+    native::end(exit as u8)
 }
 
 fn s3_settings(json: Option<&str>) -> Result<S3, Failure> {

@@ -111,9 +111,12 @@ fn gathers_keep_lengths_and_order(group: &mut Group) {
 fn broadcasts_bring_the_roots_bytes_to_whom_they_are_meant_for(group: &mut Group) {
     let world = group.len() as u32;
     let content = |rank: u32, len: usize| (0..len).map(|i| (i as u32 * 7 + rank) as u8).collect::<Vec<_>>();
-    for (root, chosen) in (0..world).flat_map(|root| (0..1u32 << world).map(move |chosen| (root, chosen))) {
-        let to = (0..world).filter(|&rank| rank != root && chosen >> rank & 1 == 1).collect::<Vec<_>>();
-        for len in [0, 1, 300_007] {
+    let all = (0..world).flat_map(|root| (0..1u32 << world).map(move |chosen| (root, chosen)));
+    for (root, chosen) in all.filter(|(root, chosen)| chosen >> root & 1 == 0) {
+        let to = (0..world).filter(|rank| chosen >> rank & 1 == 1).collect::<Vec<_>>();
+        // the long one meets what is said now and then to those who get nothing
+        let long = if (root, &to[..]) == (0, &[1]) { 5 << 20 } else { 100_003 };
+        for len in [0, 1, long] {
             together(group, |member| {
                 let rank = member.rank();
                 let mut bytes = content(rank, len);

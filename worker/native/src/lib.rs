@@ -138,6 +138,13 @@ pub fn keep_memory() -> Result<(), NativeError> {
     }
 }
 
+/// Ends this process at once: what libtorch has laid out while it was loaded is left to the system, for taking it down takes as
+/// long again as half of the loading. What was to be written must have been.
+pub fn end(status: u8) -> ! {
+    // SAFETY: touches no memory; no other thread outlives the call.
+    unsafe { sys::gfn_end(i32::from(status)) }
+}
+
 /// Whether single precision on a GPU may use its TF32 units (10 bits of mantissa), in convolutions and matrix products alike.
 ///
 /// # Errors

@@ -43,6 +43,7 @@ unsafe extern "C" {
     pub fn gfn_leaky_downscale(x: Handle, slope: f64, out: *mut Handle) -> i32;
     pub fn gfn_leaky_pixel_norm(x: Handle, slope: f64, epsilon: f64, out: *mut Handle) -> i32;
     pub fn gfn_keep_memory() -> i32;
+    pub fn gfn_end(status: i32) -> !;
     pub fn gfn_tf32(allowed: bool) -> i32;
     pub fn gfn_tf32_allowed(allowed: *mut i32) -> i32;
     pub fn gfn_event_here(tensor: Handle, out: *mut Handle) -> i32;

@@ -1,10 +1,15 @@
 //! From a checkpoint back into the model's memory: to the bit, or with a reason why not.
 
-use super::snapshot;
+use super::snapshot::{self, LivePart};
 use crate::trainer::Trainer;
-use common::checkpoint::{Manifest, ManifestKey, TrainerCursor};
+use bytes::Bytes;
+use common::checkpoint::{Manifest, ManifestKey, Part, TrainerCursor};
 use common::schedule::Position;
+use futures::{StreamExt, TryStreamExt};
 use storage::{Run, StorageError};
+
+/// Parts that are fetched and hashed at a time, while another one is put into the model.
+const DOWNLOADS: usize = 3;
 
 /// Why a checkpoint could not be restored.
 #[derive(Debug, thiserror::Error)]
@@ -37,14 +42,23 @@ pub async fn restore(run: &Run, key: ManifestKey, trainer: &mut Trainer) -> Resu
         let why = format!("stands at round {}, step {}, which this run has not", cursor.repeat, cursor.phase);
         return Err(Error::Content { key, why });
     }
-    for live in snapshot::live(trainer) {
-        let part = (manifest.parts.iter().find(|p| p.name == live.name))
-            .ok_or_else(|| Error::Content { key, why: format!("has no part {}", live.name) })?;
-        let bytes = run.get_blob(&part.blob).await?;
-        snapshot::restore(&live, &bytes)?;
+    let live = snapshot::live(trainer);
+    let part = |live: &LivePart| {
+        let part = manifest.parts.iter().find(|part| part.name == live.name);
+        part.ok_or_else(|| Error::Content { key, why: format!("has no part {}", live.name) })
+    };
+    let parts = live.iter().map(|live| Ok((live, part(live)?))).collect::<Result<Vec<_>, Error>>()?;
+    let mut fetched = futures::stream::iter(parts).map(|(live, part)| fetch(run, live, part)).buffered(DOWNLOADS);
+    while let Some((live, bytes)) = fetched.try_next().await? {
+        snapshot::restore(live, &bytes)?;
     }
+    drop(fetched);
     put(trainer, cursor);
     Ok(manifest)
+}
+
+async fn fetch<'a>(run: &Run, live: &'a LivePart, part: &Part) -> Result<(&'a LivePart, Bytes), Error> {
+    Ok((live, run.get_blob(&part.blob).await?))
 }
 
 /// Puts `trainer`, whose tensors are filled already, where `cursor` stands.

@@ -175,11 +175,11 @@ fn fill(part: &LivePart, file: &SafeTensors<'_>) -> Result<(), RestoreError> {
             let why = format!("is {:?} {shape:?}, expected F32 {:?}", view.dtype(), tensor.size());
             return Err(mismatch(part, name, why));
         }
-        found.push((tensor, view.data().to_vec(), shape));
+        found.push((tensor, view.data(), shape));
     }
     no_grad(|| {
         for (tensor, data, shape) in found {
-            tensor.shallow_clone().copy_(&Tensor::from_data_size(&data, &shape, Kind::Float));
+            tensor.shallow_clone().copy_(&Tensor::from_data_size(data, &shape, Kind::Float));
         }
     });
     Ok(())

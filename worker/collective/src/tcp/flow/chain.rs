@@ -2,10 +2,16 @@
 //! it gets it. Of a large buffer every rank sends at most one copy.
 //!
 //! The last one sends the root its header and nothing else, so that ranks that disagree about the root find out; ranks that are
-//! not meant get the root's header, so that they know that it goes on.
+//! not meant get the root's header, and a byte now and then, so that they know that it goes on.
 
 use super::Flow;
 use crate::Part;
+
+/// Of so many bytes that go out, those who only hear of them get one: none of them takes a slow network for a silent one.
+const BEAT_BYTES: usize = if cfg!(test) { 4 } else { 4 << 20 };
+
+/// Most of these that go at once.
+const BEATS: usize = 16;
 
 pub(in crate::tcp) struct Chain<'a, 'b> {
     part: Part<'a, 'b>,
@@ -17,6 +23,9 @@ pub(in crate::tcp) struct Chain<'a, 'b> {
     bytes: usize,
     /// How many of the bytes are the root's.
     have: usize,
+    /// How many of them have gone to the next on the route.
+    gone: usize,
+    beats: [u8; BEATS],
 }
 
 impl<'a, 'b> Chain<'a, 'b> {
@@ -27,7 +36,7 @@ impl<'a, 'b> Chain<'a, 'b> {
         let route = [root].into_iter().chain(wanting).collect::<Vec<_>>();
         let (place, bytes) = (route.iter().position(|&on| on == rank), part.bytes());
         let have = if rank == root { bytes } else { 0 };
-        Self { part, rank, route, place, bytes, have }
+        Self { part, rank, route, place, bytes, have, gone: 0, beats: [0; BEATS] }
     }
 
     fn root(&self) -> usize {
@@ -43,6 +52,11 @@ impl<'a, 'b> Chain<'a, 'b> {
     fn only_hears(&self, rank: usize) -> bool {
         !self.route.contains(&rank)
     }
+
+    /// What goes to who only hears.
+    fn beats_due(&self, of: usize) -> usize {
+        if self.route.len() > 1 { of / BEAT_BYTES } else { 0 }
+    }
 }
 
 impl Flow for Chain<'_, '_> {
@@ -51,12 +65,12 @@ impl Flow for Chain<'_, '_> {
         if self.route[(place + 1) % self.route.len()] == peer {
             return Some(self.due(peer));
         }
-        (self.rank == self.root() && self.only_hears(peer)).then_some(0)
+        (self.rank == self.root() && self.only_hears(peer)).then(|| self.beats_due(self.bytes))
     }
 
     fn inbound(&self, peer: usize) -> Option<usize> {
         match self.place {
-            None => (peer == self.root()).then_some(0),
+            None => (peer == self.root()).then(|| self.beats_due(self.bytes)),
             Some(place) => {
                 let before = self.route[(place + self.route.len() - 1) % self.route.len()];
                 (peer == before).then(|| self.due(self.rank))
@@ -65,7 +79,10 @@ impl Flow for Chain<'_, '_> {
     }
 
     fn ready(&self, peer: usize, sent: usize) -> &[u8] {
-        if self.outbound(peer).is_none_or(|bytes| bytes == 0) {
+        if self.only_hears(peer) {
+            return &self.beats[..BEATS.min(self.beats_due(self.gone) - sent)];
+        }
+        if peer == self.root() {
             return &[];
         }
         let ready = match &self.part {
@@ -76,7 +93,14 @@ impl Flow for Chain<'_, '_> {
         &ready[..ready.len().min(self.have - sent)]
     }
 
+    fn sent(&mut self, peer: usize, count: usize) {
+        if !self.only_hears(peer) {
+            self.gone += count;
+        }
+    }
+
     fn room(&mut self, _peer: usize, received: usize) -> &mut [u8] {
+        let beats = self.beats_due(self.bytes);
         match &mut self.part {
             Part::Takes(slices) => {
                 let mut at = received;
@@ -87,7 +111,8 @@ impl Flow for Chain<'_, '_> {
                 });
                 slice.map_or(&mut [], |slice| &mut slice[at..])
             }
-            _ => &mut [],
+            Part::Hears(_) => &mut self.beats[..BEATS.min(beats - received)],
+            Part::Gives(_) => &mut [],
         }
     }
 
