@@ -5,7 +5,7 @@
 
 use rpc::control_client::ControlClient;
 use rpc::from_worker::Body;
-use rpc::{FromWorker, to_worker};
+use rpc::{FromWorker, ToWorker, to_worker};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -17,11 +17,14 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
 
 const TOKEN: &str = "a token for a crowd on one machine only";
 const PATIENCE: Duration = Duration::from_secs(2);
 const BEAT: Duration = Duration::from_millis(250);
 const LONG: Duration = Duration::from_secs(120);
+/// The first pause of a worker that finds no coordinator.
+const RETRY: Duration = Duration::from_millis(50);
 const STEP: Duration = Duration::from_millis(100);
 /// Membership changes that are measured.
 const CHANGES: usize = 20;
@@ -38,16 +41,25 @@ fn main() {
     let (workers, seconds) = (number(1, 1000), number(2, 10));
     let folder = std::env::temp_dir().join(format!("crowd-{}", std::process::id()));
     std::fs::create_dir_all(folder.join("images")).expect("a temporary folder");
-    let mut coordinator = launch(&folder, workers);
-    let address = address(&mut coordinator);
+    let mut coordinator = Running(launch(&folder, workers));
+    let address = address(&mut coordinator.0);
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
-    let report = runtime.block_on(measure(&address, workers, Duration::from_secs(seconds), coordinator.id()));
-    // it has nobody to wait for
-    let _gone = coordinator.kill();
-    let _reaped = coordinator.wait();
+    let report = runtime.block_on(measure(&address, workers, Duration::from_secs(seconds), coordinator.0.id()));
+    drop(coordinator);
     let _left = std::fs::remove_dir_all(&folder);
     println!("{report}");
+}
+
+/// The coordinator, which ends with what measures it.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // it has nobody to wait for
+        let _gone = self.0.kill();
+        let _reaped = self.0.wait();
+    }
 }
 
 fn launch(folder: &Path, workers: u64) -> Child {
@@ -167,7 +179,6 @@ async fn work(
     told: mpsc::Sender<Told>,
     mut hurts: mpsc::Receiver<()>,
 ) {
-    let (sender, receiver) = mpsc::channel(64);
     let join = rpc::Join {
         protocol: rpc::PROTOCOL,
         token: TOKEN.into(),
@@ -178,9 +189,7 @@ async fn work(
         peer_address: format!("10.{}.{}.{}:4000", number / 65536, number / 256 % 256, number % 256),
         device: "cpu".into(),
     };
-    let _kept = sender.send(FromWorker { body: Some(Body::Join(join)), sequence: 0 }).await;
-    let mut client = ControlClient::connect(format!("http://{address}")).await.expect("a connection");
-    let mut incoming = client.session(ReceiverStream::new(receiver)).await.expect("a stream").into_inner();
+    let (sender, mut incoming) = enter(&address, &join).await;
     let (mut generation, mut ready, mut trouble) = (0, false, String::new());
     let mut beat = interval(BEAT);
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -231,6 +240,22 @@ async fn work(
             if sender.send(FromWorker { body: Some(Body::Progress(progress)), sequence: 0 }).await.is_err() {
                 return;
             }
+        }
+    }
+}
+
+/// A stream to the coordinator. At its door there is room for so many at once: the others try again, as workers do.
+async fn enter(address: &str, join: &rpc::Join) -> (mpsc::Sender<FromWorker>, Streaming<ToWorker>) {
+    loop {
+        let (sender, receiver) = mpsc::channel(64);
+        let _kept = sender.send(FromWorker { body: Some(Body::Join(join.clone())), sequence: 0 }).await;
+        let session = async {
+            let mut client = ControlClient::connect(format!("http://{address}")).await.ok()?;
+            client.session(ReceiverStream::new(receiver)).await.ok()
+        };
+        match session.await {
+            Some(stream) => return (sender, stream.into_inner()),
+            None => sleep(RETRY).await,
         }
     }
 }

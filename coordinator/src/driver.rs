@@ -14,13 +14,14 @@ use crate::server::{Input, Outbox};
 use crate::supervisor::{ChildEvent, Recipe, Supervisor};
 use crate::tenure::{Bequest, Tenure};
 use crate::view::{self, Facts, Reported};
+use crate::wire::{self, TEXT_MAX, cut};
 use common::exit::Exit;
-use common::ids::{Generation, ImagesSeen, Rank};
+use common::ids::{Generation, ImagesSeen};
 use common::ledger;
 use common::metrics;
 use coordinator_core::{
     Action, Assignment, Cluster, Command, Entry, Event, Member, Outcome, PAUSE, Policy, Process, Reason, SessionId,
-    Standing, Stored, WorkerId, step,
+    Stored, WorkerId, step,
 };
 use rpc::from_worker::Body;
 use rpc::to_worker;
@@ -36,8 +37,6 @@ const TICK: Duration = Duration::from_millis(100);
 const TAIL: usize = 24;
 /// Lost workers whose last lines are kept.
 const TAILS: usize = 8;
-/// Longest text of a worker that is kept.
-const TEXT_MAX: usize = 4096;
 /// After the end, for the last words to workers elsewhere.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 
@@ -293,24 +292,7 @@ impl<'a> Driver<'a> {
             // the server lets none through
             Body::Join(_) => {}
             Body::Progress(progress) => {
-                let standing = Standing {
-                    generation: Generation(progress.generation),
-                    ready: progress.ready,
-                    has_state: progress.has_state,
-                    trouble: cut(&progress.trouble, TEXT_MAX),
-                    diverged: progress.diverged,
-                    unreached: progress.unreached.map(Rank),
-                    leaving: progress.leaving,
-                    images: ImagesSeen(progress.images),
-                    step: progress.phase,
-                    activity: cut(&progress.activity, 64),
-                    waiting: progress.waiting,
-                    step_time: seconds(progress.step_seconds),
-                    busy: seconds(progress.busy_seconds),
-                    data: seconds(progress.data_seconds),
-                    share: progress.share,
-                    line: Generation(progress.line),
-                };
+                let standing = wire::standing(&progress);
                 self.feed(Event::Progress { worker, session, standing });
             }
             Body::Tick(tick) => {
@@ -496,17 +478,8 @@ impl<'a> Driver<'a> {
     }
 
     fn assign(&mut self, worker: &WorkerId, session: SessionId, assignment: &Assignment) {
-        let secret = secret(&self.plan.token, &self.plan.facts.url, assignment);
         tracing::debug!("worker {worker} gets rank {} in {}", assignment.rank, assignment.generation);
-        let assign = rpc::Assign {
-            generation: assignment.generation.0,
-            rank: assignment.rank.0,
-            peers: assignment.peers.to_vec(),
-            secret: secret.to_vec(),
-            resume: assignment.resume.as_ref().map(|stored| stored.manifest.clone()).unwrap_or_default(),
-            rollback: assignment.rollback,
-            redraw: assignment.redraw,
-        };
+        let assign = wire::assign(&self.plan.token, &self.plan.facts.url, assignment);
         self.send(session, to_worker::Body::Assign(assign));
     }
 
@@ -586,17 +559,6 @@ enum Turn {
     Clock,
 }
 
-/// Peers of one generation prove to each other that they know this. A successor, who knows the token too, comes to the same.
-fn secret(token: &Token, url: &str, assignment: &Assignment) -> [u8; 32] {
-    let mut hasher = blake3::Hasher::new_derive_key("ganfleet: the secret of a generation, 1");
-    let generation = assignment.generation.0.to_string();
-    for part in [token.expose(), url, &generation].into_iter().chain(assignment.peers.iter().map(String::as_str)) {
-        hasher.update(&(part.len() as u64).to_le_bytes());
-        hasher.update(part.as_bytes());
-    }
-    hasher.finalize().into()
-}
-
 /// Shows news to the operator and writes them into the log.
 pub fn tell(records: &mut Records, display: &mut Display, news: &News) {
     // a worker's lines are in the log already
@@ -608,43 +570,4 @@ pub fn tell(records: &mut Records, display: &mut Display, news: &News) {
         }
     }
     display.show(news);
-}
-
-/// What a worker says of time may be nonsense, and is bounded.
-fn seconds(seconds: f64) -> Duration {
-    Duration::try_from_secs_f64(seconds).unwrap_or_default().min(Duration::from_secs(1_000_000))
-}
-
-fn cut(text: &str, characters_max: usize) -> String {
-    crate::lines::printable(text).chars().take(characters_max).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use common::ids::Rank;
-
-    #[test]
-    fn a_secret_is_the_same_for_all_who_know_the_token_and_new_in_each_generation() {
-        let assignment = |generation, rank, peers: &[&str]| Assignment {
-            generation: Generation(generation),
-            rank: Rank(rank),
-            peers: peers.iter().map(|peer| (*peer).to_owned()).collect(),
-            resume: None,
-            rollback: false,
-            redraw: false,
-        };
-        let token = Token::from_text("token");
-        let of = |token: &Token, url: &str, assignment: &Assignment| secret(token, url, assignment);
-        let one = of(&token, "u", &assignment(1, 0, &["a", "b"]));
-        assert_eq!(one, of(&token, "u", &assignment(1, 1, &["a", "b"])));
-        for other in [
-            of(&Token::from_text("other"), "u", &assignment(1, 0, &["a", "b"])),
-            of(&token, "v", &assignment(1, 0, &["a", "b"])),
-            of(&token, "u", &assignment(2, 0, &["a", "b"])),
-            of(&token, "u", &assignment(1, 0, &["ab"])),
-        ] {
-            assert_ne!(one, other);
-        }
-    }
 }

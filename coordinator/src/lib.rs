@@ -9,7 +9,7 @@
 //! | [`launch`](mod@launch) | `launch`, `resume`: everything from a command line to the end of a run |
 //! | [`origin`] | where a run begins: anew or from a checkpoint, with which configuration |
 //! | [`prepare`](mod@prepare) | the data set, made ready by a child |
-//! | [`driver`] | the loop: one input, one step of the core, its actions performed |
+//! | [`driver`], `wire` | the loop: one input, one step of the core, its actions performed; words to messages and back |
 //! | [`server`], [`admission`] | the gRPC server, and who may speak to it |
 //! | [`supervisor`], [`outputs`], [`lines`] | worker processes, and what they write |
 //! | [`journal`] | what a successor on this machine goes on from |
@@ -54,3 +54,4 @@ pub mod supervisor;
 pub mod takeover;
 pub mod tenure;
 pub mod view;
+mod wire;

@@ -161,8 +161,10 @@ class Run:
 
     def _take(self, event):
         kind, reason = event.get("event"), event.get("decision", {}).get("reason")
-        if kind == "launched":
+        if kind in ("launched", "taken_over"):
             self.address = event["address"]
+        if kind == "taken_over":
+            self.generation, self.world = event["generation"], event["workers"]
         elif kind == "tick":
             self.ticks.append((time.time(), event["tick"]["images"]))
         elif kind == "checkpoint":

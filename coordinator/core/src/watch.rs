@@ -154,18 +154,20 @@ impl Cluster {
         if stood < patience / 2 || !self.at_work().all(|(_, member)| trains(member)) {
             return;
         }
-        let (waiting, busy): (Vec<_>, Vec<_>) = self.at_work().partition(|(_, member)| member.standing.waiting);
         // who is heard and waits bears witness
-        let heard = |member: &Member| matches!(member.link, Link::Up { seen, .. } if now < seen + patience / 2);
-        if !waiting.iter().any(|(_, member)| heard(member)) {
+        let falls_silent = |member: &Member| matches!(member.link, Link::Up { seen, .. } if now >= seen + patience / 2);
+        let heard = |member: &Member| matches!(member.link, Link::Up { .. }) && !falls_silent(member);
+        if !self.at_work().any(|(_, member)| member.standing.waiting && heard(member)) {
             return;
         }
+        // one whose last word was that it waits may be the one for whom all others do, if they all do
+        let all_wait = self.at_work().all(|(_, member)| member.standing.waiting || falls_silent(member));
         let silent = known && stood >= steps;
-        let judged = (busy.into_iter()).filter_map(|(worker, member)| {
+        let is_missed = |member: &Member| if all_wait { falls_silent(member) } else { !member.standing.waiting };
+        let judged = self.at_work().filter(|(_, member)| is_missed(member));
+        let judged = judged.filter_map(|(worker, member)| {
             let cause = match member.link {
-                Link::Up { seen, .. } if now >= seen + patience / 2 => {
-                    silent.then(|| Cause::Silent { for_: now - seen })?
-                }
+                Link::Up { seen, .. } if falls_silent(member) => silent.then(|| Cause::Silent { for_: now - seen })?,
                 Link::Up { .. } if stood >= limit => {
                     Cause::Hung { for_: stood, activity: member.standing.activity.clone() }
                 }

@@ -103,6 +103,20 @@ fn a_silent_member_is_only_lost_if_the_generation_does_not_get_on() {
 }
 
 #[test]
+fn one_that_falls_silent_is_lost_as_soon_if_its_last_word_was_that_it_waits() {
+    let mut run = Run::started(policy(3));
+    run.pass(PATIENCE * 5);
+    let silent = run.rank(1);
+    run.workers[silent].standing.waiting = true;
+    run.say(silent);
+    run.workers[silent].paused = true;
+    run.pass(PATIENCE / 2 - CLOCK);
+    assert_eq!(run.generation(), 1);
+    assert!(run.until(CLOCK * 5, |run| run.generation() == 2 && run.trains_with(2)), "{:?}", run.cluster);
+    assert!(matches!(run.cause(silent), Some(Cause::Silent { .. })));
+}
+
+#[test]
 fn who_comes_back_in_an_old_generation_is_sent_out_and_taken_in_later() {
     let mut run = Run::new(Policy { local: 1, ..policy(2) });
     let stale = run.arrive();
