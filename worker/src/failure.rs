@@ -116,10 +116,8 @@ impl Failure {
             Self::Storage(_) | Self::OtherStore(_) | Self::Restore(_) | Self::Finish(FinishError::NotStored { .. }) => {
                 Exit::Storage
             }
-            Self::Dismissed => Exit::WorkerLost,
+            Self::Dismissed | Self::Collective(_) => Exit::WorkerLost,
             _ if self.of_the_ranks().is_some() => Exit::WorkerLost,
-            // told above
-            Self::Collective(_) => Exit::WorkerLost,
             Self::Diverged(_) => Exit::Diverged,
             Self::Unsupported(_) | Self::Limit(_) => Exit::Config,
             Self::Step(_) | Self::Finish(_) | Self::Evaluate(_) | Self::Io { .. } => Exit::Internal,

@@ -290,7 +290,7 @@ impl Worker {
             let mesh = Mesh::new(membership)?.patient(silence);
             let aborter = mesh.aborter();
             agent.on_abort(move || aborter.abort());
-            Box::new(mesh.form(&mut self.listener, silence + patience)?)
+            Box::new(mesh.form(&mut self.listener, silence.saturating_add(patience))?)
         };
         mesh.set_deadline(MEET);
         gpus::meet(mesh, self.device, &environment::library_folders(), MEET)

@@ -45,7 +45,7 @@ impl Cluster {
             let (worked, patience) = (self.formation.steps > 0, self.policy.patience);
             let Some(member) = self.members.get_mut(&worker) else { return };
             let failed = member.apart.filter(|_| !worked).map_or(0, |apart| apart.failed + 1);
-            let pause = (patience * PAUSE_FIRST).saturating_mul(2u32.saturating_pow(failed)).min(PAUSE_MAX);
+            let pause = patience.saturating_mul(PAUSE_FIRST.saturating_mul(2u32.saturating_pow(failed))).min(PAUSE_MAX);
             member.apart = Some(Apart { until: now + pause, failed });
             let rank = member.rank;
             actions.push(Action::Report(Reason::Apart { worker, rank, other, pause }));

@@ -10,6 +10,8 @@ use std::time::Duration;
 const TOGETHER: Duration = Duration::from_millis(100);
 /// Steps of each rank after which a generation is known well enough to say that one takes too long.
 const STEPS_KNOWN: u32 = 8;
+/// After so many it is known well enough to lose one that has fallen silent too: its signs of life do not wait for a step.
+const STEPS_HEARD: u32 = 2;
 /// Before that, this long without progress is no reason for a verdict.
 const WARM_UP: Duration = Duration::from_secs(30);
 /// A rank is a straggler after so many steps in which its own work took half as long again as elsewhere, ...
@@ -148,8 +150,8 @@ impl Cluster {
     fn find_hung(&mut self, now: Duration, actions: &mut Vec<Action>) {
         let (formation, patience) = (&self.formation, self.policy.patience);
         let (stood, steps) = (now.saturating_sub(formation.moved), formation.step_time * 5);
-        let known = formation.steps >= STEPS_KNOWN.saturating_mul(self.world());
-        let limit = steps.max(HANG_MIN).max(patience).max(if known { Duration::ZERO } else { WARM_UP });
+        let known = |steps: u32| formation.steps >= steps.saturating_mul(self.world());
+        let limit = steps.max(HANG_MIN).max(patience).max(if known(STEPS_KNOWN) { Duration::ZERO } else { WARM_UP });
         let trains = |member: &Member| member.has_entered(self.generation) && member.standing.activity == "train";
         if stood < patience / 2 || !self.at_work().all(|(_, member)| trains(member)) {
             return;
@@ -162,7 +164,7 @@ impl Cluster {
         }
         // one whose last word was that it waits may be the one for whom all others do, if they all do
         let all_wait = self.at_work().all(|(_, member)| member.standing.waiting || falls_silent(member));
-        let silent = known && stood >= steps;
+        let silent = known(STEPS_HEARD) && stood >= steps;
         let is_missed = |member: &Member| if all_wait { falls_silent(member) } else { !member.standing.waiting };
         let judged = self.at_work().filter(|(_, member)| is_missed(member));
         let judged = judged.filter_map(|(worker, member)| {
