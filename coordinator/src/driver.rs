@@ -56,6 +56,8 @@ pub struct Plan {
     pub policy: Policy,
     /// Between two signs of life for the workers.
     pub beat: Duration,
+    /// How long the store is waited for after a pause in which another coordinator may have taken the run over.
+    pub doubt: Duration,
     /// The last generation that the run had; the first one formed is larger.
     pub generation: Generation,
     /// Checkpoint to start from.
@@ -191,10 +193,19 @@ impl<'a> Driver<'a> {
             };
             // after a pause of its own it may not be this coordinator any more whom workers obey, and what it would hold for
             // deaths may be departures
-            if self.turned.elapsed() > PAUSE
-                && let Some(lease) = self.keep.tenure.look().await
-            {
-                return Ok(self.give_way(lease));
+            let paused = self.turned.elapsed();
+            if paused > PAUSE {
+                let lease = tokio::select! {
+                    lease = self.keep.tenure.look(paused, self.plan.doubt) => lease,
+                    // the operator knows better
+                    Some(()) = signals.recv() => {
+                        self.signal();
+                        None
+                    }
+                };
+                if let Some(lease) = lease {
+                    return Ok(self.give_way(lease));
+                }
             }
             self.turned = Instant::now();
             match turn {
@@ -466,7 +477,7 @@ impl<'a> Driver<'a> {
                     self.records.log("c", &text);
                     tracing::info!("{text}");
                 }
-                self.send(session, to_worker::Body::Refused(rpc::Refused { message: refusal.to_string() }));
+                self.send(session, to_worker::Body::Refused(wire::refused(&refusal)));
                 self.sessions.remove(&session);
             }
             Action::Kill { worker, force } => self.supervisor.kill(&worker, force),
@@ -524,7 +535,7 @@ impl<'a> Driver<'a> {
         // who is still connected runs elsewhere
         for session in self.sessions.keys().copied().collect::<Vec<_>>() {
             let message = "the run is over".into();
-            self.send(session, to_worker::Body::Refused(rpc::Refused { message }));
+            self.send(session, to_worker::Body::Refused(rpc::Refused { message, again: false }));
         }
         if !self.sessions.is_empty() {
             self.sessions.clear();

@@ -8,7 +8,7 @@ use crate::driver::{Keep, Plan, tell};
 use crate::failure::Failure;
 use crate::journal::{Header, Journal};
 use crate::launch::{
-    BEAT_MAX, Options, Stage, close, drive, facts, fresh_name, hold, policy, recipe, resume_command, suffering,
+    BEAT_MAX, Options, Stage, close, doubt, drive, facts, fresh_name, hold, policy, recipe, resume_command, suffering,
 };
 use crate::machine;
 use crate::origin::Target;
@@ -78,6 +78,7 @@ pub(crate) async fn take_over(
         facts: facts(run, &policy, epoch, true),
         config: config.clone(),
         beat: (policy.patience / 4).min(BEAT_MAX),
+        doubt: doubt(&resolved),
         policy,
         generation: found.generation,
         resume: newest,

@@ -311,6 +311,7 @@ async fn begin_and_drive(
         facts: facts(&origin.run, &policy, epoch, false),
         config,
         beat: (policy.patience / 4).min(BEAT_MAX),
+        doubt: doubt(&origin.config),
         policy,
         // a generation after the newest checkpoint may have left nothing but its steps
         generation: origin.generation.max(records.ledger().last().unwrap_or_default()),
@@ -396,6 +397,11 @@ pub(crate) fn policy(config: &RunConfig, (workers, local): (u32, u32), options: 
         patience: Duration::try_from_secs_f64(cluster.patience_s).unwrap_or(PATIENCE_MAX).min(PATIENCE_MAX),
         stop: options.stop_deadline,
     }
+}
+
+/// Workers that hear of no coordinator are patient for twice as long.
+pub(crate) fn doubt(config: &RunConfig) -> Duration {
+    Duration::try_from_secs_f64(config.cluster.orphan_patience_s / 2.0).unwrap_or(PATIENCE_MAX)
 }
 
 pub(crate) fn facts(run: &Run, policy: &Policy, epoch: u64, taken_over: bool) -> Facts {

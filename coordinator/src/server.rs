@@ -143,7 +143,8 @@ impl Control for Server {
         if let Err(refusal) = admission::admit(&join, &self.token, self.build) {
             tracing::warn!("a worker at {from:?} was refused: {refusal}");
             // the queue is empty: there is room; the stream ends when the outbox is dropped here
-            let _ = outbox.send(to_worker::Body::Refused(rpc::Refused { message: refusal.to_string() }));
+            let message = refusal.to_string();
+            let _ = outbox.send(to_worker::Body::Refused(rpc::Refused { message, again: false }));
             return Ok(Response::new(ReceiverStream::new(outgoing)));
         }
         let session = SessionId(self.sessions.fetch_add(1, Ordering::Relaxed));

@@ -15,14 +15,16 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use storage::{Lease, LeaseError, Pulse, Run, StorageError, fresh_nonce};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout, timeout_at};
 
 /// Shortest and longest time between two pulses; in between it is twice the patience.
 const PULSE: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(30)];
 /// Pulses that must fail to come before a holder counts as dead.
 const MISSED: u32 = 4;
-/// Longest time that a decision waits for the store.
+/// Longest time that a decision waits for the store, where nobody can have taken the run over meanwhile.
 const LOOK: Duration = Duration::from_secs(5);
+/// Between two looks where somebody can.
+const AGAIN: Duration = Duration::from_millis(250);
 /// For a look before a run begins.
 const STORE: Duration = Duration::from_secs(60);
 
@@ -40,9 +42,11 @@ pub struct Bequest {
 pub struct Tenure {
     /// Who took the run over, once somebody did.
     replaced: watch::Receiver<Option<Lease>>,
-    looks: mpsc::Sender<oneshot::Sender<()>>,
+    looks: mpsc::Sender<oneshot::Sender<bool>>,
     bequest: watch::Sender<Bequest>,
     keeper: Option<JoinHandle<()>>,
+    /// Whoever was silent for so long may have been replaced.
+    watched: Duration,
 }
 
 impl Tenure {
@@ -52,15 +56,16 @@ impl Tenure {
         let (replacing, replaced) = watch::channel(None);
         let (looks, asked) = mpsc::channel(1);
         let (bequest, news) = watch::channel(Bequest::default());
+        let watched = watched(&lease);
         let keeper = Keeper { run, lease, count: 0, replacing, news };
-        Self { replaced, looks, bequest, keeper: Some(tokio::spawn(keeper.keep(asked))) }
+        Self { replaced, looks, bequest, keeper: Some(tokio::spawn(keeper.keep(asked))), watched }
     }
 
     /// No lease: only the lock on this machine keeps others away.
     #[must_use]
     pub fn none() -> Self {
         let (looks, bequest) = (mpsc::channel(1).0, watch::channel(Bequest::default()).0);
-        Self { replaced: watch::channel(None).1, looks, bequest, keeper: None }
+        Self { replaced: watch::channel(None).1, looks, bequest, keeper: None, watched: Duration::MAX }
     }
 
     /// Returns when another coordinator has taken the run over.
@@ -75,18 +80,38 @@ impl Tenure {
         }
     }
 
-    /// Looks into the store, as far as that answers soon: who has taken the run over, if somebody did.
-    pub async fn look(&self) -> Option<Lease> {
-        let (done, looked) = oneshot::channel();
-        let look = async { self.looks.send(done).await.is_ok() && looked.await.is_ok() };
-        let looked = self.keeper.is_none() || timeout(LOOK, look).await.unwrap_or(false);
-        let replaced = self.replaced.borrow().clone();
-        if !looked && replaced.is_none() {
-            tracing::warn!(
-                "after a pause of this coordinator, the store does not say whether another one has taken over"
-            );
+    /// After a pause of this coordinator: looks into the store for who has taken the run over, if somebody did. A store that does
+    /// not answer is waited for after a pause in which somebody may have, at most for `longest`.
+    pub async fn look(&self, paused: Duration, longest: Duration) -> Option<Lease> {
+        let doubtful = paused >= self.watched;
+        let end = Instant::now() + if doubtful { longest.max(LOOK) } else { LOOK };
+        let mut told = false;
+        loop {
+            let answers = self.keeper.is_none() || timeout_at(end, self.answer()).await.unwrap_or(false);
+            let replaced = self.replaced.borrow().clone();
+            if answers || replaced.is_some() {
+                return replaced;
+            }
+            let last = !doubtful || Instant::now() + AGAIN >= end;
+            if last || !std::mem::replace(&mut told, true) {
+                tracing::warn!(
+                    "after a pause of {:.1} s of this coordinator, the store does not say whether another one has taken \
+                     over; {}",
+                    paused.as_secs_f64(),
+                    if last { "it goes on" } else { "it orders nothing until it knows" }
+                );
+            }
+            if last {
+                return None;
+            }
+            sleep(AGAIN).await;
         }
-        replaced
+    }
+
+    /// Has the keeper look; whether the store answered.
+    async fn answer(&self) -> bool {
+        let (done, looked) = oneshot::channel();
+        self.looks.send(done).await.is_ok() && looked.await.unwrap_or(false)
     }
 
     /// What a successor has to know from now on.
@@ -126,23 +151,24 @@ struct Keeper {
 }
 
 impl Keeper {
-    async fn keep(mut self, mut asked: mpsc::Receiver<oneshot::Sender<()>>) {
+    async fn keep(mut self, mut asked: mpsc::Receiver<oneshot::Sender<bool>>) {
         let mut clock = interval(Duration::from_millis(self.lease.pulse_ms));
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 look = asked.recv() => match look {
                     Some(done) => {
-                        if self.is_replaced().await {
+                        let answer = self.is_replaced().await;
+                        if answer == Some(true) {
                             return;
                         }
                         // who asked may have stopped waiting
-                        let _ = done.send(());
+                        let _ = done.send(answer.is_some());
                     }
                     None => break,
                 },
                 _ = clock.tick() => {
-                    if self.is_replaced().await {
+                    if self.is_replaced().await == Some(true) {
                         return;
                     }
                     self.give_pulse(false).await;
@@ -150,21 +176,22 @@ impl Keeper {
                 Ok(()) = self.news.changed() => self.give_pulse(false).await,
             }
         }
-        if !self.is_replaced().await {
+        if self.is_replaced().await != Some(true) {
             self.give_pulse(true).await;
         }
     }
 
-    async fn is_replaced(&mut self) -> bool {
+    /// Whether another coordinator has taken the run over, if the store answers.
+    async fn is_replaced(&mut self) -> Option<bool> {
         match self.run.lease().await {
             Ok(Some(lease)) if lease.epoch > self.lease.epoch || lease.nonce != self.lease.nonce => {
                 self.replacing.send_replace(Some(lease));
-                true
+                Some(true)
             }
-            Ok(_) => false,
+            Ok(_) => Some(false),
             Err(error) => {
                 tracing::debug!("whether another coordinator has taken over cannot be seen: {error}");
-                false
+                None
             }
         }
     }
@@ -183,6 +210,11 @@ impl Keeper {
 #[must_use]
 pub fn pulse(patience: Duration) -> Duration {
     patience.saturating_mul(2).clamp(PULSE[0], PULSE[1])
+}
+
+/// How long a holder that does not answer is watched for a sign of life.
+fn watched(lease: &Lease) -> Duration {
+    Duration::from_millis(lease.pulse_ms).clamp(PULSE[0], PULSE[1]) * MISSED
 }
 
 /// Takes the run after `last`, the highest number that is taken.
@@ -249,7 +281,7 @@ pub async fn holder(
         return Err(at_work(run, &lease, exit));
     }
     let mut last = pulse;
-    let watched = Duration::from_millis(lease.pulse_ms).clamp(PULSE[0], PULSE[1]) * MISSED;
+    let watched = watched(&lease);
     display.show(&News::Note(format!(
         "coordinator {} of this run, on {}, does not answer: watching for a sign of life for {:.0} s",
         lease.epoch,
@@ -355,14 +387,44 @@ mod tests {
         assert_eq!(ask(&run, None).await.unwrap(), Holder::Nobody(2));
     }
 
+    /// A store in a folder that can be away.
+    #[tokio::test]
+    async fn who_may_have_been_replaced_waits_for_the_store() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("file://{}", folder.path().join("runs").display());
+        let patience = storage::Patience { budget: AGAIN, attempt: AGAIN, first_pause: AGAIN, longest_pause: AGAIN };
+        let store = storage::Store::open(&url, &S3::default()).unwrap().with_patience(patience);
+        let run = store.run("toy").unwrap();
+        let lease = take(&run, 0, "10.0.0.1:4000", PULSE).await.unwrap();
+        let second = take(&run, 1, "10.0.0.2:4000", PULSE).await.unwrap();
+        let (here, away) = (folder.path().join("runs"), folder.path().join("away"));
+        std::fs::rename(&here, &away).unwrap();
+        std::fs::write(&here, "no folder").unwrap();
+        let first = Tenure::keep(run, lease);
+        let long = Duration::from_secs(60);
+        assert_eq!(first.look(PULSE, long).await, None, "nobody can have replaced it so soon");
+        assert_eq!(first.look(long, PULSE).await, None, "it does not wait for ever");
+        let back = async {
+            sleep(AGAIN * 3).await;
+            std::fs::remove_file(&here).unwrap();
+            std::fs::rename(&away, &here).unwrap();
+            Instant::now()
+        };
+        let (found, back) = tokio::join!(async { (first.look(long, long).await, Instant::now()) }, back);
+        assert_eq!(found.0, Some(second));
+        assert!(found.1 >= back);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn who_is_replaced_learns_it_by_itself_and_on_asking() {
         let run = run("replaced");
         let lease = take(&run, 0, "10.0.0.1:4000", PULSE).await.unwrap();
         let mut first = Tenure::keep(run.clone(), lease.clone());
-        assert_eq!(first.look().await, None);
+        let look = first.look(PULSE, PULSE);
+        assert_eq!(look.await, None);
         let second = take(&run, 1, "10.0.0.2:4000", PULSE).await.unwrap();
-        assert_eq!(first.look().await, Some(second.clone()));
+        let look = first.look(PULSE, PULSE);
+        assert_eq!(look.await, Some(second.clone()));
         assert_eq!(first.replaced().await, second);
         let mut third = Tenure::keep(run, lease);
         assert_eq!(timeout(PULSE * 3, third.replaced()).await.unwrap(), second);

@@ -4,7 +4,7 @@
 
 use crate::admission::Token;
 use common::ids::{Generation, ImagesSeen, Rank};
-use coordinator_core::{Assignment, Standing};
+use coordinator_core::{Assignment, Refusal, Standing};
 use std::time::Duration;
 
 /// Longest text of a worker that is kept.
@@ -45,6 +45,12 @@ pub fn assign(token: &Token, url: &str, assignment: &Assignment) -> rpc::Assign 
         rollback: assignment.rollback,
         redraw: assignment.redraw,
     }
+}
+
+/// A no, and whether it holds for good.
+#[must_use]
+pub fn refused(refusal: &Refusal) -> rpc::Refused {
+    rpc::Refused { message: refusal.to_string(), again: refusal.is_for_now() }
 }
 
 /// Peers of one generation prove to each other that they know this. A successor, who knows the token too, comes to the same.

@@ -106,6 +106,7 @@ async fn drive(folder: &Path, records: &mut Records) -> Outcome {
             stop: LONG,
         },
         beat: Duration::from_millis(250),
+        doubt: LONG,
         generation: Generation(4),
         resume: None,
         recipe: Recipe {

@@ -96,9 +96,32 @@ pub enum Refusal {
         /// Why.
         cause: Cause,
     },
+    /// It was taken back too often.
+    #[error(
+        "worker {worker} was lost {times} times within {:.0} minutes, and is not taken back: look into its log and its host, \
+         then start another one", .within.as_secs_f64() / 60.0
+    )]
+    Unsteady {
+        /// Who.
+        worker: WorkerId,
+        /// How often.
+        times: usize,
+        /// In how long.
+        within: Duration,
+    },
     /// The run is ending.
     #[error("the run is ending")]
     Ending,
+}
+
+impl Refusal {
+    /// Whether the worker may come back: the run went on without it because it was not heard, or did not get on, and it may
+    /// be well by now.
+    #[must_use]
+    pub fn is_for_now(&self) -> bool {
+        let Self::Evicted { cause, .. } = self else { return false };
+        matches!(cause, Cause::Silent { .. } | Cause::Hung { .. } | Cause::Stuck { .. } | Cause::Disconnected { .. })
+    }
 }
 
 /// Why the cluster changed its phase or ended.

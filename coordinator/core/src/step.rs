@@ -8,9 +8,14 @@ use crate::event::{Action, Command, Event, ExitStatus, SessionId, Standing, Stor
 use crate::invariants;
 use crate::journal::Entry;
 use crate::reason::{Cause, Reason, Refusal};
-use crate::state::{Farewell, Link, Member, Phase, Process};
+use crate::state::{Farewell, Link, Loss, Member, Phase, Process};
 use common::ids::{Generation, ImagesSeen};
 use std::time::Duration;
+
+/// Who was lost so many times is not taken back,
+const UNSTEADY: usize = 5;
+/// if it was within this time.
+const UNSTEADY_WITHIN: Duration = Duration::from_secs(600);
 
 /// Takes one event at `now` (time since the cluster was made; the coordinator's own pauses are recognised and left out)
 /// and returns what is to be done, in order. [`Action::Finish`] is returned exactly once; after it only refusals
@@ -155,6 +160,10 @@ impl Cluster {
         if known.is_none() && self.drain.is_some() {
             return Err(Refusal::Ending);
         }
+        let times = self.times_lost(worker, now);
+        if known.is_none() && times >= UNSTEADY {
+            return Err(Refusal::Unsteady { worker: worker.clone(), times, within: UNSTEADY_WITHIN });
+        }
         if let Some(Link::Up { session: old, .. }) = known.map(|member| member.link)
             && old != session
         {
@@ -167,6 +176,12 @@ impl Cluster {
         // what was said on an older stream may not have been heard
         (member.heard, member.asked) = (false, None);
         Ok(member)
+    }
+
+    /// How often a worker was lost of late.
+    fn times_lost(&self, worker: &WorkerId, now: Duration) -> usize {
+        let late = |loss: &&Loss| loss.worker == *worker && now.saturating_sub(loss.at) <= UNSTEADY_WITHIN;
+        self.losses.iter().filter(late).count()
     }
 
     /// The worker, seen alive, if it speaks on its present stream and has not left.

@@ -35,7 +35,9 @@ pub(crate) struct Coordinator {
     last_beat: Millis,
     beat: Millis,
     /// When it last took anything up, and when it last looked who holds the run.
-    turned: Millis,
+    pub turned: Millis,
+    /// Stopped for so long that it may have been replaced: until when it waits for the store.
+    pub doubts: Option<Millis>,
     looked: Millis,
     /// Stopped until then.
     pub paused: Millis,
@@ -67,6 +69,7 @@ impl Coordinator {
             last_beat: born,
             beat,
             turned: born,
+            doubts: None,
             looked: born,
             paused: 0,
             deferred: Vec::new(),
@@ -105,7 +108,7 @@ impl World {
         mine.turned = self.now;
         if paused || self.now >= mine.looked + pulse {
             mine.looked = self.now;
-            let sees = self.now >= self.store_fails.max(self.store_hangs).max(mine.cut);
+            let sees = self.now >= self.unseen_until(c);
             if sees && self.is_replaced(c) {
                 self.give_way(c);
                 return false;
@@ -280,7 +283,8 @@ impl World {
             Action::Refuse { session, refusal } => {
                 tell!(self, "refused: {refusal}");
                 if let Some(stream) = self.coordinators[c].sessions.remove(&session) {
-                    self.send_down(stream, Down::Refused);
+                    let no = if refusal.is_for_now() { Down::Evicted } else { Down::Refused };
+                    self.send_down(stream, no);
                     self.send_down(stream, Down::Fin);
                     self.push(self.now, Item::Ended(stream));
                 }

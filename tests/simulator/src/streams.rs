@@ -37,6 +37,8 @@ pub(crate) enum Down {
     /// What has arrived, and the number of the coordinator.
     Beat(u64, u64),
     Refused,
+    /// Refused for now.
+    Evicted,
     Fin,
 }
 

@@ -61,7 +61,27 @@ impl World {
     /// When a coordinator that was replaced has seen it at the latest, unless it is stopped: it looks when it goes on.
     pub(crate) fn knows_by(&self, c: usize) -> Millis {
         let claimed = self.coordinators.get(c + 1).map_or(0, |next| next.born);
-        claimed.max(self.coordinators[c].cut).max(self.store_fails).max(self.store_hangs) + self.pulse() + 500
+        claimed.max(self.unseen_until(c)) + self.pulse() + 500
+    }
+
+    /// Until when a coordinator cannot look into the store.
+    pub(crate) fn unseen_until(&self, c: usize) -> Millis {
+        let away = self.store_fails.max(self.store_hangs).max(self.store_hidden);
+        away.max(self.coordinators[c].cut)
+    }
+
+    /// Until when a coordinator that was stopped for so long that it may have been replaced orders nothing, because it cannot see
+    /// whether it was: at most for half as long as workers wait for one.
+    pub(crate) fn doubts(&mut self, c: usize) -> Option<Millis> {
+        let (watched, unseen) = (self.pulse() * MISSED, self.unseen_until(c));
+        let mine = &mut self.coordinators[c];
+        let longest = *mine.doubts.get_or_insert(self.now + self.plan.orphan_patience / 2);
+        let until = unseen.min(longest);
+        if self.now >= mine.turned + watched && self.now < until {
+            return Some(until);
+        }
+        mine.doubts = None;
+        None
     }
 
     /// Something befalls the coordinator that holds the run, and another one comes for it.

@@ -440,6 +440,7 @@ impl World {
                 return Ok(());
             }
             Down::Refused => return self.dismiss(w),
+            Down::Evicted => return self.evict(w),
             Down::Assign(assignment) => {
                 let generation = assignment.generation;
                 if self.workers[w].place.obey(Word::Assign(generation)) == Effect::Enter {
@@ -493,6 +494,19 @@ impl World {
             self.mesh_fails(w)?;
         }
         self.order(w, Order::Failed(Exit::Network))
+    }
+
+    /// The run goes on without it for now.
+    fn evict(&mut self, w: usize) -> Step {
+        let worker = &mut self.workers[w];
+        if matches!(worker.outbox.newest(), Some(Counted::Leave { .. })) {
+            return self.link_ends(w);
+        }
+        tell!(self, "{} is evicted", self.workers[w].id);
+        if self.workers[w].place.give_up() == Effect::Abort {
+            self.mesh_fails(w)?;
+        }
+        self.workers[w].stream().map_or(Ok(()), |stream| self.broken(w, stream, false))
     }
 
     fn order(&mut self, w: usize, order: Order) -> Step {

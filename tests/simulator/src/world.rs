@@ -313,6 +313,12 @@ impl World {
         if !self.coordinators[c].is_paused() || self.coordinators[c].paused > self.now {
             return Ok(());
         }
+        if let Some(until) = self.doubts(c) {
+            tell!(self, "coordinator {} may have been replaced, and does not see it", epoch(c));
+            self.coordinators[c].paused = until;
+            self.push(until, Item::ResumeCoordinator(c));
+            return Ok(());
+        }
         tell!(self, "coordinator {} goes on", epoch(c));
         self.coordinators[c].paused = 0;
         let deferred = std::mem::take(&mut self.coordinators[c].deferred);

@@ -116,8 +116,12 @@ impl Link {
             let (why, alive) = match session::serve(&mut self).await {
                 End::Left => return,
                 // it knows already
-                End::Refused(_) if self.has_left() => return,
+                End::Refused(_) | End::Evicted(_) if self.has_left() => return,
                 End::Refused(message) => return self.dismiss(message),
+                End::Evicted(message) => {
+                    self.shared.give_up();
+                    (message, true)
+                }
                 End::Wrong(error) => return self.give_up(error),
                 End::Broken { why, alive } => (why, alive),
             };

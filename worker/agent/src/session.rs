@@ -28,6 +28,8 @@ pub(crate) enum End {
     Left,
     /// The coordinator closed the session on purpose.
     Refused(String),
+    /// The run goes on without this worker for now.
+    Evicted(String),
     /// What came cannot be obeyed.
     Wrong(AgentError),
     /// The connection could not be made, broke, or fell silent.
@@ -190,6 +192,7 @@ fn obey(link: &mut Link, message: ToWorker) -> Option<End> {
         to_worker::Body::Welcome(welcome) if !link.epoch.heed(welcome.epoch) => return Some(outdated(welcome.epoch)),
         to_worker::Body::Beat(beat) => link.outbox.confirm(beat.received),
         to_worker::Body::Checkpoint(_) => hear(link, Word::Checkpoint),
+        to_worker::Body::Refused(refused) if refused.again => return Some(End::Evicted(refused.message)),
         to_worker::Body::Refused(refused) => return Some(End::Refused(refused.message)),
         to_worker::Body::Stop(stop) => {
             let generation = (stop.generation > 0).then_some(Generation(stop.generation));

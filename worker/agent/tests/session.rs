@@ -115,6 +115,10 @@ fn assign(generation: u64) -> to_worker::Body {
     })
 }
 
+fn refused(message: &str) -> to_worker::Body {
+    to_worker::Body::Refused(rpc::Refused { message: message.to_owned(), again: false })
+}
+
 /// An agent that waits on a thread of its own, and what it gets.
 fn waiting(agent: Agent, has_state: bool, trouble: &'static str) -> std::thread::JoinHandle<(Agent, Next)> {
     std::thread::spawn(move || {
@@ -265,8 +269,7 @@ fn a_farewell_that_may_be_lost_is_said_again() {
     coordinator.hear_until(&mut stream, farewell);
     assert!(!leaving.is_finished());
     // who knows it already says so
-    let message = "worker w1 has already left this run".into();
-    coordinator.say(&stream, to_worker::Body::Refused(rpc::Refused { message }));
+    coordinator.say(&stream, refused("worker w1 has already left this run"));
     drop(stream);
     leaving.join().unwrap();
 }
@@ -300,9 +303,22 @@ fn an_orphan_is_told_so_after_its_patience() {
 #[test]
 fn a_dismissed_worker_does_not_come_back() {
     let (coordinator, stream, agent) = joined(PATIENCE, LONG);
-    coordinator.say(&stream, to_worker::Body::Refused(rpc::Refused { message: "the run is ending".into() }));
+    coordinator.say(&stream, refused("the run is ending"));
     wait_for("dismissed", || agent.commands().dismissed);
     assert!(!agent.commands().orphaned);
+}
+
+#[test]
+fn an_evicted_worker_is_out_of_its_generation_and_comes_back() {
+    let (mut coordinator, stream, agent) = joined(PATIENCE, LONG);
+    let (sender, aborted) = std::sync::mpsc::channel();
+    agent.on_abort(move || sender.send(()).unwrap());
+    let message = "the run goes on without worker w1".into();
+    coordinator.say(&stream, to_worker::Body::Refused(rpc::Refused { message, again: true }));
+    aborted.recv_timeout(LONG).unwrap();
+    let mut second = coordinator.accept();
+    assert!(matches!(coordinator.hear(&mut second), Body::Join(_)));
+    assert!(agent.commands().is_empty());
 }
 
 #[test]
@@ -351,7 +367,7 @@ fn refusal_stop_and_silence_before_a_place_are_errors_of_their_own() {
         coordinator.say(&stream, body);
         worker.join().unwrap().unwrap_err()
     };
-    let error = answer(to_worker::Body::Refused(rpc::Refused { message: "wrong token".into() }));
+    let error = answer(refused("wrong token"));
     assert!(matches!(&error, AgentError::Refused { message } if message == "wrong token"), "{error}");
     assert_eq!(error.exit(), Exit::Network);
     let error = answer(to_worker::Body::Stop(rpc::Stop { reason: "never mind".into(), generation: 0 }));

@@ -504,6 +504,43 @@ fn a_coordinator_that_is_cut_off_for_a_while_loses_nobody() {
     assert!(run.until(PATIENCE + SECOND, |run| run.trains_with(2)), "{:?}", run.cluster);
 }
 
+/// One whose stream never broke: it hears that it was lost, and that was for the time being.
+#[test]
+fn a_worker_elsewhere_that_stood_still_for_too_long_comes_back_with_its_state() {
+    let mut run = Run::new(Policy { local: 1, ..policy(2) });
+    let stopped = run.arrive();
+    assert!(run.until(LONG, |run| run.trains_with(2) && run.images() > 3), "{:?}", run.cluster);
+    run.workers[stopped].paused = true;
+    assert!(run.until(PATIENCE + SECOND, |run| run.trains_with(1)), "{:?}", run.cluster);
+    run.pass(PATIENCE);
+    let mark = run.log.len();
+    run.workers[stopped].paused = false;
+    assert!(run.until(LONG, |run| run.trains_with(2)), "{:?}", run.cluster);
+    assert!(run.workers[stopped].alive && run.generation() == 3);
+    assert_eq!(run.count(mark, |action| matches!(action, Action::Refuse { .. })), 0);
+}
+
+#[test]
+fn a_worker_elsewhere_that_is_lost_again_and_again_is_not_taken_back() {
+    let mut run = Run::new(Policy { local: 1, ..policy(2) });
+    let sick = run.arrive();
+    let lost = |run: &Run| run.cluster.losses().count();
+    for times in 1..=5 {
+        assert!(run.until(LONG, |run| run.trains_with(2)), "{times}: {:?}", run.cluster);
+        run.pass(5 * SECOND); // a generation that is known
+        run.workers[sick].hung = true;
+        assert!(run.until(LONG, |run| lost(run) == times), "{times}: {:?}", run.cluster);
+        run.workers[sick].hung = false;
+    }
+    run.pass(LONG);
+    assert!(!run.workers[sick].alive && run.trains_with(1), "{:?}", run.cluster);
+    let last = run.log.iter().rev().find_map(|(_, action)| match action {
+        Action::Refuse { refusal, .. } => Some(refusal.to_string()),
+        _ => None,
+    });
+    assert!(last.as_ref().is_some_and(|text| text.contains("was lost 5 times within 10 minutes")), "{last:?}");
+}
+
 #[test]
 fn workers_elsewhere_of_which_none_is_ever_heard_again_end_the_run() {
     let mut run = Run::new(Policy { local: 0, ..policy(2) });

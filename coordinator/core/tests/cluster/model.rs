@@ -55,6 +55,8 @@ pub enum Answer {
     Leave,
     /// Its session was closed: it gives up.
     GiveUp,
+    /// Its session was closed for now: it comes back.
+    ComeBack,
 }
 
 /// One worker process.
@@ -166,6 +168,12 @@ impl Worker {
             Action::SendCheckpoint { .. } => {
                 self.checkpoint = true;
                 Answer::Nothing
+            }
+            Action::Refuse { refusal, .. } if refusal.is_for_now() => {
+                if self.is_in_a_generation() && !self.stubborn {
+                    self.get_out("the run goes on without this worker");
+                }
+                Answer::ComeBack
             }
             Action::Refuse { .. } => Answer::GiveUp,
             _ => Answer::Nothing,

@@ -425,14 +425,18 @@ impl Run {
             Answer::Changed => self.say(index),
             Answer::Prepare => self.schedule(START, Item::Prepared(index)),
             Answer::Leave => self.leave(index, 0, "asked to leave"),
-            Answer::GiveUp => {
-                let refused =
-                    matches!(action, Action::Refuse { session, .. } if self.workers[index].session == Some(*session));
-                if refused {
-                    self.exit(index, ExitStatus::Code(8));
-                }
+            Answer::GiveUp if self.is_about(action, index) => self.exit(index, ExitStatus::Code(8)),
+            Answer::ComeBack if self.is_about(action, index) => {
+                self.workers[index].session = None;
+                self.schedule(Duration::from_millis(50), Item::Join(index));
             }
+            Answer::GiveUp | Answer::ComeBack => {}
         }
+    }
+
+    /// Whether a refusal ends the present stream of a worker.
+    fn is_about(&self, action: &Action, index: usize) -> bool {
+        matches!(action, Action::Refuse { session, .. } if self.workers[index].session == Some(*session))
     }
 
     fn take_steps(&mut self) {
