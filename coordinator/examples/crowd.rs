@@ -29,6 +29,9 @@ const STEP: Duration = Duration::from_millis(100);
 /// Membership changes that are measured.
 const CHANGES: usize = 20;
 
+/// Streams that ended although their worker lives.
+static BROKEN: AtomicU64 = AtomicU64::new(0);
+
 /// What a worker tells the main task.
 enum Told {
     Welcomed,
@@ -151,6 +154,7 @@ async fn measure(address: &str, workers: u64, time: Duration, coordinator: u32) 
         "all_placed_s": joined.as_secs_f64(),
         "coordinator_share_of_a_core": share,
         "changes": CHANGES,
+        "streams_broken": BROKEN.load(Ordering::Relaxed),
         "change_known_to_a_worker_ms": {"p50": at(0.5), "p99": at(0.99), "most": at(1.0)},
     })
 }
@@ -171,7 +175,41 @@ async fn all_placed(hears: &mut mpsc::Receiver<Told>, workers: u64, after: u64) 
     placed
 }
 
-/// One worker: joins, is ready, takes places, leaves them when told.
+/// What a worker of the crowd says of itself.
+#[derive(Default)]
+struct Standing {
+    generation: u64,
+    prepared: bool,
+    ready: bool,
+    trouble: &'static str,
+}
+
+impl Standing {
+    fn leave(&mut self, trouble: &'static str) {
+        (self.ready, self.trouble) = (true, trouble);
+    }
+
+    fn is_in(&self, generation: u64) -> bool {
+        !self.ready && self.generation == generation
+    }
+
+    fn message(&self, images: u64) -> FromWorker {
+        let progress = rpc::Progress {
+            generation: self.generation,
+            images,
+            activity: if self.ready { "join" } else { "train" }.into(),
+            ready: self.ready,
+            has_state: self.generation > 0,
+            line: self.generation,
+            trouble: if self.ready { self.trouble.to_owned() } else { String::new() },
+            step_seconds: STEP.as_secs_f64(),
+            ..rpc::Progress::default()
+        };
+        FromWorker { body: Some(Body::Progress(progress)), sequence: 0 }
+    }
+}
+
+/// One worker: joins, is ready, takes places, leaves them when told, comes back when its stream ends.
 async fn work(
     address: String,
     number: u64,
@@ -189,57 +227,57 @@ async fn work(
         peer_address: format!("10.{}.{}.{}:4000", number / 65536, number / 256 % 256, number % 256),
         device: "cpu".into(),
     };
-    let (sender, mut incoming) = enter(&address, &join).await;
-    let (mut generation, mut ready, mut trouble) = (0, false, String::new());
+    let mut standing = Standing::default();
     let mut beat = interval(BEAT);
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut stream = enter(&address, &join).await;
     loop {
+        let (sender, incoming) = &mut stream;
         let say = tokio::select! {
             message = incoming.message() => match message.ok().flatten().and_then(|message| message.body) {
                 Some(to_worker::Body::Welcome(_)) => {
-                    let _heard = told.send(Told::Welcomed).await;
-                    ready = true;
+                    if !std::mem::replace(&mut standing.prepared, true) {
+                        let _heard = told.send(Told::Welcomed).await;
+                        standing.ready = true;
+                    }
                     true
                 }
-                Some(to_worker::Body::Assign(assign)) if ready && assign.generation > generation => {
-                    (generation, ready) = (assign.generation, false);
-                    trouble.clear();
-                    let _heard = told.send(Told::Placed { generation, at: Instant::now() }).await;
+                Some(to_worker::Body::Assign(assign)) if standing.ready && assign.generation > standing.generation => {
+                    (standing.generation, standing.ready) = (assign.generation, false);
+                    let placed = Told::Placed { generation: assign.generation, at: Instant::now() };
+                    let _heard = told.send(placed).await;
                     true
                 }
-                Some(to_worker::Body::Abort(abort)) if !ready && abort.generation == generation => {
-                    (ready, trouble) = (true, "aborted".into());
+                Some(to_worker::Body::Abort(abort)) if standing.is_in(abort.generation) => {
+                    standing.leave("aborted");
                     true
                 }
                 // in a mesh all would agree on it; here the one that is asked leaves, and the others are told to
-                Some(to_worker::Body::Regroup(regroup)) if !ready && regroup.generation == generation => {
-                    (ready, trouble) = (true, "regroup".into());
+                Some(to_worker::Body::Regroup(regroup)) if standing.is_in(regroup.generation) => {
+                    standing.leave("regroup");
                     true
                 }
+                Some(to_worker::Body::Refused(refused)) => {
+                    eprintln!("{}: {}", join.worker_id, refused.message);
+                    standing.leave("refused");
+                    false
+                }
                 Some(_) => false,
-                None => return,
+                None => {
+                    BROKEN.fetch_add(1, Ordering::Relaxed);
+                    stream = enter(&address, &join).await;
+                    true
+                }
             },
             Some(()) = hurts.recv() => {
-                (ready, trouble) = (true, "a peer is lost".into());
+                standing.leave("a peer is lost");
                 true
             }
             _ = beat.tick() => true,
         };
         if say {
-            let progress = rpc::Progress {
-                generation,
-                images: images.load(Ordering::Relaxed),
-                activity: if ready { "join" } else { "train" }.into(),
-                ready,
-                has_state: generation > 0,
-                line: generation,
-                trouble: if ready { trouble.clone() } else { String::new() },
-                step_seconds: STEP.as_secs_f64(),
-                ..rpc::Progress::default()
-            };
-            if sender.send(FromWorker { body: Some(Body::Progress(progress)), sequence: 0 }).await.is_err() {
-                return;
-            }
+            // a stream that takes nothing more has ended, which is seen above
+            let _taken = stream.0.send(standing.message(images.load(Ordering::Relaxed))).await;
         }
     }
 }

@@ -20,7 +20,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 /// Longest message in bytes.
 const MESSAGE_BYTES_MAX: usize = 1 << 20;
-/// Streams that may be before their join at one time.
+/// Streams of which the join is read at one time: the others wait.
 const STRANGERS_MAX: usize = 64;
 /// Time that a stranger has for its join.
 const HANDSHAKE: Duration = Duration::from_secs(5);
@@ -128,8 +128,9 @@ impl Control for Server {
 
     async fn session(&self, request: Request<Streaming<FromWorker>>) -> Result<Response<Self::SessionStream>, Status> {
         let from = request.remote_addr();
-        let stranger = self.strangers.clone().try_acquire_owned();
-        let stranger = stranger.map_err(|_| Status::resource_exhausted("too many strangers at the door; try again"))?;
+        let stranger = timeout(HANDSHAKE, self.strangers.clone().acquire_owned()).await.ok().and_then(Result::ok);
+        let full = || Status::resource_exhausted("too many strangers at the door; try again");
+        let stranger = stranger.ok_or_else(full)?;
         let mut incoming = request.into_inner();
         let join = match timeout(HANDSHAKE, incoming.message()).await {
             Ok(Ok(Some(FromWorker { body: Some(Body::Join(join)), .. }))) => join,
