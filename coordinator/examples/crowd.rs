@@ -21,7 +21,6 @@ use tonic::Streaming;
 
 const TOKEN: &str = "a token for a crowd on one machine only";
 const PATIENCE: Duration = Duration::from_secs(2);
-const BEAT: Duration = Duration::from_millis(250);
 const LONG: Duration = Duration::from_secs(120);
 /// The first pause of a worker that finds no coordinator.
 const RETRY: Duration = Duration::from_millis(50);
@@ -104,7 +103,7 @@ async fn measure(address: &str, workers: u64, time: Duration, coordinator: u32) 
     let began = Instant::now();
     let spawn = |number| {
         let (hurt, hurts) = mpsc::channel(1);
-        (tokio::spawn(work(address.to_owned(), number, images.clone(), told.clone(), hurts)), hurt)
+        (tokio::spawn(work(address.to_owned(), number, images.clone(), told.clone(), hurts, workers as usize)), hurt)
     };
     let mut crowd: Vec<(JoinHandle<()>, mpsc::Sender<()>)> = (0..workers).map(spawn).collect();
     let mut welcomed = Duration::ZERO;
@@ -216,6 +215,7 @@ async fn work(
     images: Arc<AtomicU64>,
     told: mpsc::Sender<Told>,
     mut hurts: mpsc::Receiver<()>,
+    world: usize,
 ) {
     let join = rpc::Join {
         protocol: rpc::PROTOCOL,
@@ -228,11 +228,12 @@ async fn work(
         device: "cpu".into(),
     };
     let mut standing = Standing::default();
-    let mut beat = interval(BEAT);
+    // as workers do in a generation of so many
+    let mut beat = interval(worker_core::heartbeat(PATIENCE, world));
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut stream = enter(&address, &join).await;
     loop {
-        let (sender, incoming) = &mut stream;
+        let (_, incoming) = &mut stream;
         let say = tokio::select! {
             message = incoming.message() => match message.ok().flatten().and_then(|message| message.body) {
                 Some(to_worker::Body::Welcome(_)) => {

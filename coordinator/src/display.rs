@@ -47,9 +47,10 @@ impl Display {
     /// Shows one thing.
     pub fn show(&mut self, news: &News) {
         if self.style == Style::Json {
-            if !matches!(news, News::Progress(_)) || self.progress_is_due() {
-                line(&render::json(news).to_string());
+            if let News::Progress(_) = news {
+                self.last_progress = Some(Instant::now());
             }
+            line(&render::json(news).to_string());
             return;
         }
         if let Some(bar) = &self.bar {
@@ -78,13 +79,13 @@ impl Display {
         }
     }
 
-    fn progress_is_due(&mut self) -> bool {
-        let now = Instant::now();
-        let due = self.last_progress.is_none_or(|last| now.duration_since(last) >= PROGRESS_PAUSE);
-        if due {
-            self.last_progress = Some(now);
+    /// Whether anybody looks at how the run gets on, and it is time to say it again.
+    #[must_use]
+    pub fn wants_progress(&self) -> bool {
+        match self.style {
+            Style::Json => self.last_progress.is_none_or(|last| last.elapsed() >= PROGRESS_PAUSE),
+            Style::Auto | Style::Plain => self.bar.is_some(),
         }
-        due
     }
 }
 

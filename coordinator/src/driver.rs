@@ -10,18 +10,18 @@ use crate::journal::Journal;
 use crate::lines::{Level, message};
 use crate::records::Records;
 use crate::render::News;
-use crate::server::{Input, Outbox};
+use crate::server::{Beats, Input, Outbox};
 use crate::supervisor::{ChildEvent, Recipe, Supervisor};
 use crate::tenure::{Bequest, Tenure};
 use crate::view::{self, Facts, Reported};
-use crate::wire::{self, TEXT_MAX, cut};
+use crate::wire::{self, Places, TEXT_MAX, cut};
 use common::exit::Exit;
 use common::ids::{Generation, ImagesSeen};
 use common::ledger;
 use common::metrics;
 use coordinator_core::{
     Action, Assignment, Cluster, Command, Entry, Event, Member, Outcome, PAUSE, Policy, Process, Reason, SessionId,
-    Stored, WorkerId, step,
+    Stored, WorkerId, judge, record,
 };
 use rpc::from_worker::Body;
 use rpc::to_worker;
@@ -33,6 +33,10 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 /// Between two looks at the clock.
 const TICK: Duration = Duration::from_millis(100);
+/// Between two looks for signs of life without news: a small part of any patience.
+const LISTEN: Duration = Duration::from_millis(20);
+/// Of signs of life for the workers there are a thousand in a second at most.
+const BEAT_EACH: Duration = Duration::from_millis(1);
 /// Last lines of each worker that are shown when it is lost.
 const TAIL: usize = 24;
 /// Lost workers whose last lines are kept.
@@ -93,6 +97,8 @@ pub struct Driver<'a> {
     plan: Plan,
     cluster: Cluster,
     sessions: BTreeMap<SessionId, (WorkerId, Outbox)>,
+    /// The places that were given last.
+    places: Option<Places>,
     /// Highest sequence of each worker that has arrived.
     received: BTreeMap<WorkerId, u64>,
     keep: Keep,
@@ -142,6 +148,7 @@ impl<'a> Driver<'a> {
             plan,
             cluster,
             sessions: BTreeMap::new(),
+            places: None,
             received: BTreeMap::new(),
             keep,
             found,
@@ -175,6 +182,7 @@ impl<'a> Driver<'a> {
     pub async fn run(
         mut self,
         mut inputs: mpsc::Receiver<Input>,
+        beats: Beats,
         mut children: mpsc::Receiver<ChildEvent>,
         signals: &mut mpsc::Receiver<()>,
     ) -> std::io::Result<Drive> {
@@ -183,12 +191,15 @@ impl<'a> Driver<'a> {
         self.feed(Event::Clock);
         let mut clock = interval(TICK);
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut listen = interval(LISTEN);
+        listen.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while self.cluster.outcome().is_none() {
             let turn = tokio::select! {
                 Some(input) = inputs.recv() => Turn::Input(Box::new(input)),
                 Some(child) = children.recv() => Turn::Child(child),
                 Some(()) = signals.recv() => Turn::Signal,
                 _ = clock.tick() => Turn::Clock,
+                _ = listen.tick() => Turn::Beats,
                 lease = self.keep.tenure.replaced() => return Ok(self.give_way(lease)),
             };
             // after a pause of its own it may not be this coordinator any more whom workers obey, and what it would hold for
@@ -209,10 +220,21 @@ impl<'a> Driver<'a> {
             }
             self.turned = Instant::now();
             match turn {
-                Turn::Input(input) => self.input(*input),
+                Turn::Input(input) => {
+                    self.input(*input);
+                    self.inputs(&mut inputs);
+                }
                 Turn::Child(child) => self.child(child),
                 Turn::Signal => self.signal(),
                 Turn::Clock => self.clock(),
+                Turn::Beats => {
+                    // what was said before a beat was kept is heard before it
+                    self.inputs(&mut inputs);
+                    for (session, (worker, progress)) in beats.take() {
+                        self.said(worker, session, Body::Progress(progress));
+                    }
+                    self.judge();
+                }
             }
         }
         self.finish(inputs).await
@@ -257,13 +279,24 @@ impl<'a> Driver<'a> {
         });
     }
 
+    /// All that has arrived meanwhile, and what follows from it: a thousand workers that say the same are judged once.
+    fn inputs(&mut self, inputs: &mut mpsc::Receiver<Input>) {
+        for _ in 0..inputs.max_capacity() {
+            match (self.cluster.outcome(), inputs.try_recv()) {
+                (None, Ok(input)) => self.input(input),
+                _ => break,
+            }
+        }
+        self.judge();
+    }
+
     fn input(&mut self, input: Input) {
         match input {
             Input::Joined { session, join, outbox } => {
                 let worker = WorkerId(join.worker_id);
                 self.sessions.insert(session, (worker.clone(), outbox));
                 self.beat(session);
-                self.feed(Event::Joined {
+                self.note(Event::Joined {
                     worker,
                     session,
                     peer: join.peer_address,
@@ -283,7 +316,7 @@ impl<'a> Driver<'a> {
             }
             Input::Ended { worker, session } => {
                 self.sessions.remove(&session);
-                self.feed(Event::Disconnected { worker, session });
+                self.note(Event::Disconnected { worker, session });
             }
             Input::Asked { command, reply } => {
                 if let Some(command) = command {
@@ -304,7 +337,7 @@ impl<'a> Driver<'a> {
             Body::Join(_) => {}
             Body::Progress(progress) => {
                 let standing = wire::standing(&progress);
-                self.feed(Event::Progress { worker, session, standing });
+                self.note(Event::Progress { worker, session, standing });
             }
             Body::Tick(tick) => {
                 if !self.cluster.speaks_for_all(&worker, session, Generation(tick.generation)) {
@@ -325,7 +358,7 @@ impl<'a> Driver<'a> {
                     let rpc::Stored { bytes, stall_seconds, seconds, .. } = message;
                     self.show(News::Checkpoint { stored: stored.clone(), bytes, stall_seconds, seconds });
                 }
-                self.feed(Event::Stored { worker, session, generation, stored });
+                self.note(Event::Stored { worker, session, generation, stored });
             }
             Body::Ledger(ledger) => match serde_json::from_str(&ledger.span) {
                 Ok(span) => self.records.span(span),
@@ -333,7 +366,7 @@ impl<'a> Driver<'a> {
             },
             Body::Leave(leave) => {
                 let (message, images) = (cut(&leave.message, TEXT_MAX), ImagesSeen(leave.images));
-                self.feed(Event::Left { worker, session, exit: leave.exit, message, images });
+                self.note(Event::Left { worker, session, exit: leave.exit, message, images });
             }
         }
     }
@@ -394,14 +427,17 @@ impl<'a> Driver<'a> {
     fn clock(&mut self) {
         self.feed(Event::Clock);
         self.strike();
-        if self.last_beat.elapsed() >= self.plan.beat {
+        let all = BEAT_EACH.saturating_mul(u32::try_from(self.sessions.len()).unwrap_or(u32::MAX));
+        if self.last_beat.elapsed() >= self.plan.beat.max(all.min(self.plan.policy.patience / 2)) {
             self.last_beat = Instant::now();
             for session in self.sessions.keys().copied().collect::<Vec<_>>() {
                 self.beat(session);
             }
         }
-        let status = view::status(&self.plan.facts, &self.cluster, &self.reported);
-        self.display.show(&News::Progress(Box::new(status)));
+        if self.display.wants_progress() {
+            let status = view::status(&self.plan.facts, &self.cluster, &self.reported);
+            self.display.show(&News::Progress(Box::new(status)));
+        }
     }
 
     /// Faults on purpose.
@@ -426,12 +462,34 @@ impl<'a> Driver<'a> {
     }
 
     fn feed(&mut self, event: Event) {
-        let mut events = VecDeque::from([event]);
-        while let Some(event) = events.pop_front() {
-            for action in step(&mut self.cluster, event, self.started.elapsed()) {
-                events.extend(self.perform(action));
+        self.note(event);
+        self.judge();
+    }
+
+    /// Takes note of an event: what follows from it is judged later in this turn.
+    fn note(&mut self, event: Event) {
+        let actions = record(&mut self.cluster, event, self.started.elapsed());
+        self.perform_all(actions);
+    }
+
+    fn judge(&mut self) {
+        let mut actions = judge(&mut self.cluster, self.started.elapsed());
+        while self.perform_all(actions) {
+            actions = judge(&mut self.cluster, self.started.elapsed());
+        }
+    }
+
+    /// Says whether something came of it that is to be judged.
+    fn perform_all(&mut self, actions: Vec<Action>) -> bool {
+        let mut actions = VecDeque::from(actions);
+        let mut came = false;
+        while let Some(action) = actions.pop_front() {
+            if let Some(event) = self.perform(action) {
+                came = true;
+                actions.extend(record(&mut self.cluster, event, self.started.elapsed()));
             }
         }
+        came
     }
 
     /// Starts a worker for a place on this machine.
@@ -490,8 +548,14 @@ impl<'a> Driver<'a> {
 
     fn assign(&mut self, worker: &WorkerId, session: SessionId, assignment: &Assignment) {
         tracing::debug!("worker {worker} gets rank {} in {}", assignment.rank, assignment.generation);
-        let assign = wire::assign(&self.plan.token, &self.plan.facts.url, assignment);
-        self.send(session, to_worker::Body::Assign(assign));
+        let known = self.places.as_ref().and_then(|places| places.assign(assignment));
+        let assign = known.or_else(|| {
+            let places = Places::of(&self.plan.token, &self.plan.facts.url, assignment);
+            self.places.insert(places).assign(assignment)
+        });
+        if let Some(assign) = assign {
+            self.send(session, to_worker::Body::Assign(assign));
+        }
     }
 
     /// Sends a message; a worker that does not read loses its stream and has to come back.
@@ -568,6 +632,7 @@ enum Turn {
     Child(ChildEvent),
     Signal,
     Clock,
+    Beats,
 }
 
 /// Shows news to the operator and writes them into the log.

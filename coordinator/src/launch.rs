@@ -15,12 +15,13 @@ use crate::outputs;
 use crate::prepare::{Prepared, prepare};
 use crate::records::Records;
 use crate::render::News;
+use crate::server::{self, Beats};
 use crate::state::{self, Held};
 use crate::supervisor::{Recipe, Supervisor};
 use crate::takeover::{self, Found};
 use crate::tenure::{self, Tenure};
 use crate::view::Facts;
-use crate::{machine, server, signals};
+use crate::{machine, signals};
 use common::config::resolved::{Backend, RunConfig};
 use common::exit::Exit;
 use common::ids::{Generation, ImagesSeen};
@@ -359,10 +360,11 @@ pub(crate) async fn drive(
     stage: &mut Stage<'_>,
 ) -> Result<End, Failure> {
     let (inputs, receiver) = mpsc::channel(1024);
-    let serving = tokio::spawn(server::serve(listener, plan.token.clone(), BUILD, inputs));
+    let beats = Beats::default();
+    let serving = tokio::spawn(server::serve(listener, plan.token.clone(), BUILD, inputs, beats.clone()));
     let (supervisor, children) = Supervisor::new(held.folder());
     let driver = Driver::new(plan, keep, supervisor, records, stage.display).with(Chaos::new(stage.chaos));
-    let driven = driver.run(receiver, children, stage.interrupts).await;
+    let driven = driver.run(receiver, beats, children, stage.interrupts).await;
     serving.abort();
     // workers that are another's from now on still write into files there
     held.keep(matches!(driven, Ok(Drive::Replaced(_))));

@@ -1,6 +1,7 @@
 //! The gRPC server: turns streams and questions into [`Input`]s for the driver, and nothing more.
 //!
-//! It admits or refuses a join ([`crate::admission`]) and bounds what it reads; what a message means is not its business.
+//! It admits or refuses a join ([`crate::admission`]) and bounds what it reads; what a message means is not its business, but
+//! for one thing: a sign of life without news waits until the driver looks for such.
 
 use crate::admission::{self, Token};
 use coordinator_core::{Command, SessionId, WorkerId};
@@ -8,8 +9,9 @@ use rpc::control_server::{Control, ControlServer};
 use rpc::from_worker::Body;
 use rpc::operate_request::Command as Question;
 use rpc::{FromWorker, OperateReply, OperateRequest, ToWorker, to_worker};
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -91,7 +93,41 @@ pub enum Input {
     },
 }
 
+/// Signs of life that say nothing new, the last of each worker: nobody is woken for them, for with a thousand workers there are
+/// thousands in a second.
+#[derive(Clone, Debug, Default)]
+pub struct Beats(Arc<Mutex<BTreeMap<SessionId, (WorkerId, rpc::Progress)>>>);
+
+impl Beats {
+    fn kept(&self) -> MutexGuard<'_, BTreeMap<SessionId, (WorkerId, rpc::Progress)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn keep(&self, session: SessionId, worker: &WorkerId, progress: rpc::Progress) {
+        self.kept().insert(session, (worker.clone(), progress));
+    }
+
+    /// That of one stream, of which something else is said next.
+    fn take_of(&self, session: SessionId) -> Option<rpc::Progress> {
+        self.kept().remove(&session).map(|(_, progress)| progress)
+    }
+
+    /// All that came since they were taken last.
+    #[must_use]
+    pub fn take(&self) -> BTreeMap<SessionId, (WorkerId, rpc::Progress)> {
+        std::mem::take(&mut *self.kept())
+    }
+}
+
+/// Whether a sign of life says only that its worker goes on with what it was at.
+fn is_mere_beat(last: &rpc::Progress, progress: &rpc::Progress) -> bool {
+    let news =
+        |of: &rpc::Progress| (of.generation, of.ready, of.has_state, of.line, of.leaving, of.diverged, of.unreached);
+    news(last) == news(progress) && last.activity == progress.activity && last.trouble == progress.trouble
+}
+
 struct Server {
+    beats: Beats,
     token: Token,
     build: &'static str,
     inputs: mpsc::Sender<Input>,
@@ -108,9 +144,10 @@ pub async fn serve(
     token: Token,
     build: &'static str,
     inputs: mpsc::Sender<Input>,
+    beats: Beats,
 ) -> Result<(), tonic::transport::Error> {
     let strangers = Arc::new(Semaphore::new(STRANGERS_MAX));
-    let server = Server { token, build, inputs, sessions: AtomicU64::new(1), strangers };
+    let server = Server { beats, token, build, inputs, sessions: AtomicU64::new(1), strangers };
     let service = ControlServer::new(server)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
@@ -152,7 +189,8 @@ impl Control for Server {
         let worker = WorkerId(join.worker_id.clone());
         let ending = Status::unavailable("the run is over");
         self.inputs.send(Input::Joined { session, join, outbox }).await.map_err(|_| ending)?;
-        tokio::spawn(read(incoming, worker, session, self.inputs.clone(), closed));
+        let reader = Reader { worker, session, inputs: self.inputs.clone(), beats: self.beats.clone(), said: None };
+        tokio::spawn(reader.read(incoming, closed));
         Ok(Response::new(ReceiverStream::new(outgoing)))
     }
 
@@ -179,38 +217,78 @@ impl Control for Server {
     }
 }
 
-/// Reads a stream to its end, or until the driver closes it.
-async fn read(
-    mut incoming: Streaming<FromWorker>,
+/// What an admitted worker says, on its way to the driver.
+struct Reader {
     worker: WorkerId,
     session: SessionId,
     inputs: mpsc::Sender<Input>,
-    mut closed: oneshot::Receiver<()>,
-) {
-    loop {
-        let message = tokio::select! {
-            _ = &mut closed => break,
-            message = incoming.message() => message,
-        };
-        match message {
-            Ok(Some(FromWorker { body: Some(Body::Join(_)), .. })) => {
-                tracing::warn!("worker {worker} joined twice on one stream; it is closed");
-                break;
-            }
-            Ok(Some(FromWorker { body: Some(body), sequence })) => {
-                let said = Input::Said { worker: worker.clone(), session, sequence, body };
-                if inputs.send(said).await.is_err() {
-                    return;
+    beats: Beats,
+    /// Where the worker stood when that was news.
+    said: Option<rpc::Progress>,
+}
+
+impl Reader {
+    /// Reads a stream to its end, or until the driver closes it.
+    async fn read(mut self, mut incoming: Streaming<FromWorker>, mut closed: oneshot::Receiver<()>) {
+        loop {
+            let message = tokio::select! {
+                _ = &mut closed => break,
+                message = incoming.message() => message,
+            };
+            match message {
+                Ok(Some(FromWorker { body: Some(Body::Join(_)), .. })) => {
+                    tracing::warn!("worker {} joined twice on one stream; it is closed", self.worker);
+                    break;
+                }
+                Ok(Some(FromWorker { body: Some(body), sequence })) => {
+                    if !self.pass_on(sequence, body).await {
+                        return;
+                    }
+                }
+                Ok(Some(FromWorker { body: None, .. })) => {}
+                Ok(None) => break,
+                Err(status) => {
+                    tracing::debug!("the stream of worker {} broke: {}", self.worker, status.message());
+                    break;
                 }
             }
-            Ok(Some(FromWorker { body: None, .. })) => {}
-            Ok(None) => break,
-            Err(status) => {
-                tracing::debug!("the stream of worker {worker} broke: {}", status.message());
-                break;
-            }
         }
+        if let Some(last) = self.beats.take_of(self.session)
+            && !self.say(0, Body::Progress(last)).await
+        {
+            return;
+        }
+        // the driver may have ended meanwhile
+        let _ = self.inputs.send(Input::Ended { worker: self.worker, session: self.session }).await;
     }
-    // the driver may have ended meanwhile
-    let _ = inputs.send(Input::Ended { worker, session }).await;
+
+    /// Whether the driver is there to hear it.
+    async fn pass_on(&mut self, sequence: u64, body: Body) -> bool {
+        let body = match body {
+            Body::Progress(progress) if self.said.as_ref().is_some_and(|last| is_mere_beat(last, &progress)) => {
+                self.beats.keep(self.session, &self.worker, progress);
+                return true;
+            }
+            Body::Progress(progress) => {
+                self.beats.take_of(self.session);
+                self.said = Some(progress.clone());
+                Body::Progress(progress)
+            }
+            body => {
+                // what precedes it is heard before
+                if let Some(last) = self.beats.take_of(self.session)
+                    && !self.say(0, Body::Progress(last)).await
+                {
+                    return false;
+                }
+                body
+            }
+        };
+        self.say(sequence, body).await
+    }
+
+    async fn say(&self, sequence: u64, body: Body) -> bool {
+        let (worker, session) = (self.worker.clone(), self.session);
+        self.inputs.send(Input::Said { worker, session, sequence, body }).await.is_ok()
+    }
 }

@@ -122,7 +122,10 @@ pub fn status(facts: &Facts, cluster: &Cluster, reported: &Reported) -> Status {
             images: member.standing.images.0,
         })
         .collect();
-    workers.sort_by_key(|worker| (worker.rank.unwrap_or(u32::MAX), worker.id.clone()));
+    workers.sort_by(|one, other| {
+        let place = |worker: &Worker| worker.rank.unwrap_or(u32::MAX);
+        place(one).cmp(&place(other)).then_with(|| one.id.cmp(&other.id))
+    });
     Status {
         run: facts.run.clone(),
         url: facts.url.clone(),

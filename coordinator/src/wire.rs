@@ -5,6 +5,7 @@
 use crate::admission::Token;
 use common::ids::{Generation, ImagesSeen, Rank};
 use coordinator_core::{Assignment, Refusal, Standing};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Longest text of a worker that is kept.
@@ -33,17 +34,36 @@ pub fn standing(progress: &rpc::Progress) -> Standing {
     }
 }
 
-/// A place in a generation.
-#[must_use]
-pub fn assign(token: &Token, url: &str, assignment: &Assignment) -> rpc::Assign {
-    rpc::Assign {
-        generation: assignment.generation.0,
-        rank: assignment.rank.0,
-        peers: assignment.peers.to_vec(),
-        secret: secret(token, url, assignment).to_vec(),
-        resume: assignment.resume.as_ref().map(|stored| stored.manifest.clone()).unwrap_or_default(),
-        rollback: assignment.rollback,
-        redraw: assignment.redraw,
+/// What all places of a generation have in common: made once, for there may be a thousand.
+#[derive(Clone, Debug)]
+pub struct Places {
+    generation: Generation,
+    peers: Arc<[String]>,
+    common: rpc::Assign,
+}
+
+impl Places {
+    /// Those of the generation of `assignment`.
+    #[must_use]
+    pub fn of(token: &Token, url: &str, assignment: &Assignment) -> Self {
+        let peers = Arc::clone(&assignment.peers);
+        let common = rpc::Assign {
+            generation: assignment.generation.0,
+            rank: 0,
+            roster: rpc::Roster { peers: peers.to_vec() }.seal(),
+            secret: secret(token, url, assignment).to_vec(),
+            resume: assignment.resume.as_ref().map(|stored| stored.manifest.clone()).unwrap_or_default(),
+            rollback: assignment.rollback,
+            redraw: assignment.redraw,
+        };
+        Self { generation: assignment.generation, peers, common }
+    }
+
+    /// A place, if it is one of these.
+    #[must_use]
+    pub fn assign(&self, assignment: &Assignment) -> Option<rpc::Assign> {
+        let mine = self.generation == assignment.generation && Arc::ptr_eq(&self.peers, &assignment.peers);
+        mine.then(|| rpc::Assign { rank: assignment.rank.0, ..self.common.clone() })
     }
 }
 

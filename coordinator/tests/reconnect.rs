@@ -10,7 +10,7 @@ use coordinator::display::{Display, Style};
 use coordinator::driver::{Drive, Driver, Keep, Plan};
 use coordinator::journal::{Header, Journal};
 use coordinator::records::Records;
-use coordinator::server;
+use coordinator::server::{self, Beats};
 use coordinator::supervisor::{Recipe, Supervisor};
 use coordinator::tenure::Tenure;
 use coordinator::view::Facts;
@@ -82,7 +82,8 @@ async fn drive(folder: &Path, records: &mut Records) -> Outcome {
     let (breaks, breaker) = mpsc::channel(1);
     let address = relay(listener.local_addr().unwrap(), breaker).await;
     let (inputs, receiver) = mpsc::channel(1024);
-    tokio::spawn(server::serve(listener, Token::from_text("secret"), "1.0.0", inputs));
+    let beats = Beats::default();
+    tokio::spawn(server::serve(listener, Token::from_text("secret"), "1.0.0", inputs, beats.clone()));
     let total = ImagesSeen(TICKS * 100);
     let plan = Plan {
         facts: Facts {
@@ -125,7 +126,8 @@ async fn drive(folder: &Path, records: &mut Records) -> Outcome {
     let keep = Keep { journal: Journal::begin(folder, header, Memory::default()), tenure: Tenure::none() };
     let mut display = Display::new(Style::Plain);
     let (_interrupt, mut signals) = mpsc::channel(1);
-    let driven = Driver::new(plan, keep, supervisor, records, &mut display).run(receiver, children, &mut signals);
+    let driven =
+        Driver::new(plan, keep, supervisor, records, &mut display).run(receiver, beats, children, &mut signals);
     let Drive::Over(outcome) = timeout(LONG, driven).await.unwrap().unwrap() else { panic!("replaced") };
     worker.join().unwrap();
     outcome

@@ -153,6 +153,8 @@ pub struct Cluster {
     /// The line of the state that the generation at work started from.
     pub(crate) line: Generation,
     pub(crate) losses: VecDeque<Loss>,
+    /// Something was recorded from which something may follow.
+    pub(crate) unjudged: bool,
     pub(crate) images: ImagesSeen,
     pub(crate) checkpoint_wanted: bool,
     pub(crate) stop: Option<Stop>,
@@ -188,6 +190,7 @@ impl Cluster {
             forked: Generation(0),
             line: Generation(0),
             losses: VecDeque::new(),
+            unjudged: false,
             images: newest.as_ref().map(|stored| stored.images).unwrap_or_default(),
             checkpoint_wanted: false,
             stop: None,

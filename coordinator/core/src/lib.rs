@@ -1,4 +1,5 @@
 //! Membership as a pure function: [`step()`] takes a cluster, one event and the time, and returns what is to be done.
+//! Its two halves, [`record()`] and [`judge()`], are for events that come together.
 //!
 //! Nothing here opens a socket, starts a process, draws a random number or reads a clock; the shell (crate
 //! `coordinator`) does all of that, so that every decision can be replayed, and tried against thousands of random
@@ -50,5 +51,5 @@ pub use event::{Action, Assignment, Command, Event, ExitStatus, Force, SessionId
 pub use journal::{Entry, Memory};
 pub use reason::{Cause, Reason, Refusal};
 pub use state::{Link, Loss, Member, OnLoss, Phase, Policy, Process};
-pub use step::step;
+pub use step::{judge, record, step};
 pub use verdict::Outcome;

@@ -36,7 +36,8 @@ impl Cluster {
 
     /// The fates of those who are not simply fine.
     pub(crate) fn fates(&self, now: Duration) -> Vec<(WorkerId, Fate)> {
-        let judged = self.members.iter().map(|(worker, member)| (worker, fate(self, member, now)));
+        let finishing = self.is_finishing();
+        let judged = self.members.iter().map(|(worker, member)| (worker, fate(self, finishing, member, now)));
         judged.filter(|(_, fate)| *fate != Fate::Fine).map(|(worker, fate)| (worker.clone(), fate)).collect()
     }
 
@@ -350,12 +351,11 @@ impl Cluster {
 
     /// Whether everybody who can be spoken to has left the generation that is over. Who does not in time is lost.
     fn all_are_out(&mut self, waited: Duration, now: Duration, actions: &mut Vec<Action>) -> bool {
-        let outstanding: Vec<_> = (self.at_work().filter(|(_, member)| matches!(member.link, Link::Up { .. })))
-            .map(|(worker, _)| worker.clone())
-            .collect();
-        if !outstanding.is_empty() && waited < self.policy.patience {
-            return false;
+        let is_in = |(_, member): &(&WorkerId, &Member)| matches!(member.link, Link::Up { .. });
+        if waited < self.policy.patience {
+            return !self.at_work().any(|it| is_in(&it));
         }
+        let outstanding: Vec<_> = self.at_work().filter(is_in).map(|(worker, _)| worker.clone()).collect();
         for worker in outstanding {
             self.lose(&worker, Cause::Stuck { for_: waited }, now, actions);
         }

@@ -21,19 +21,35 @@ const UNSTEADY_WITHIN: Duration = Duration::from_secs(600);
 /// and returns what is to be done, in order. [`Action::Finish`] is returned exactly once; after it only refusals
 /// follow.
 pub fn step(cluster: &mut Cluster, event: Event, now: Duration) -> Vec<Action> {
+    let mut actions = record(cluster, event, now);
+    actions.extend(judge(cluster, now));
+    actions
+}
+
+/// The first half of a [`step()`]: takes note of an event, and returns what is to be answered whatever follows from it. Of many events
+/// that come together, [`judge()`] is then asked once.
+pub fn record(cluster: &mut Cluster, event: Event, now: Duration) -> Vec<Action> {
     let now = cluster.pulse.advance(now, cluster.policy.patience);
     let mut actions = Vec::new();
     match (cluster.is_over(), event) {
         (false, event) => {
-            let judged = !cluster.is_mere_beat(&event);
-            cluster.record(event, now, &mut actions);
             // with a thousand workers most events are beats; what follows from time is judged when the clock says so
-            if judged {
-                cluster.judge(now, &mut actions);
-            }
+            cluster.unjudged |= !cluster.is_mere_beat(&event);
+            cluster.record(event, now, &mut actions);
         }
         (true, Event::Joined { session, .. }) => actions.push(Action::Refuse { session, refusal: Refusal::Ending }),
         (true, _) => {}
+    }
+    debug_assert_eq!(invariants::check(cluster), Ok(()));
+    actions
+}
+
+/// The second half of a [`step()`]: returns what follows from all that was recorded.
+pub fn judge(cluster: &mut Cluster, now: Duration) -> Vec<Action> {
+    let now = cluster.pulse.advance(now, cluster.policy.patience);
+    let mut actions = Vec::new();
+    if std::mem::take(&mut cluster.unjudged) && !cluster.is_over() {
+        cluster.judge(now, &mut actions);
     }
     debug_assert_eq!(invariants::check(cluster), Ok(()));
     actions

@@ -48,8 +48,8 @@ pub(crate) enum Fate {
     Lost(Cause),
 }
 
-/// Judges one worker by the facts at `now`.
-pub(crate) fn fate(cluster: &Cluster, member: &Member, now: Duration) -> Fate {
+/// Judges one worker by the facts at `now`; `finishing`: some have said that the work is done.
+pub(crate) fn fate(cluster: &Cluster, finishing: bool, member: &Member, now: Duration) -> Fate {
     if let Some(farewell) = &member.farewell {
         let ends = member.may_finish || cluster.images >= cluster.policy.total;
         return match farewell.exit {
@@ -72,7 +72,7 @@ pub(crate) fn fate(cluster: &Cluster, member: &Member, now: Duration) -> Fate {
     let at_work = member.is_at_work() && cluster.phase != Phase::Reconfiguring;
     let (heard, hears) = match member.process {
         // who has finished is not heard any more, and for good
-        Process::Elsewhere if at_work && !cluster.is_finishing() => (cluster.listened(now), cluster.hears),
+        Process::Elsewhere if at_work && !finishing => (cluster.listened(now), cluster.hears),
         _ => (now, Duration::ZERO),
     };
     // every step of a generation needs all its members: while it gets on, none of them is dead

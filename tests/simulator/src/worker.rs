@@ -225,7 +225,8 @@ impl World {
             Timer::Silence(stream) => self.look_for_silence(w, stream),
             Timer::Beat(beating) if beating == self.workers[w].beating => {
                 self.stand(w);
-                let at = self.now + heartbeat(Duration::from_millis(self.patience(w))).as_millis() as Millis;
+                let beat = heartbeat(Duration::from_millis(self.patience(w)), self.plan.policy.workers as usize);
+                let at = self.now + beat.as_millis() as Millis;
                 self.push(at, Item::Worker(w, Timer::Beat(beating)));
                 Ok(())
             }

@@ -91,15 +91,16 @@ impl TryFrom<rpc::Assign> for Assignment {
 
     fn try_from(assign: rpc::Assign) -> Result<Self, AgentError> {
         let wrong = |why: String| AgentError::Assignment { why };
-        if assign.rank as usize >= assign.peers.len() {
-            return Err(wrong(format!("rank {} of {} workers", assign.rank, assign.peers.len())));
+        let roster = rpc::Roster::open(assign.roster).map_err(|error| wrong(format!("the roster: {error}")))?;
+        if assign.rank as usize >= roster.peers.len() {
+            return Err(wrong(format!("rank {} of {} workers", assign.rank, roster.peers.len())));
         }
         let secret = assign.secret.as_slice().try_into();
         Ok(Self {
             generation: Generation(assign.generation),
             rank: Rank(assign.rank),
             secret: secret.map_err(|_| wrong(format!("a secret of {} bytes, not 32", assign.secret.len())))?,
-            peers: assign.peers,
+            peers: roster.peers,
             resume: Some(assign.resume).filter(|key| !key.is_empty()),
             rollback: assign.rollback,
             redraw: assign.redraw,
@@ -163,12 +164,14 @@ mod tests {
 
     #[test]
     fn assignments_that_make_no_sense_are_errors() {
-        let assign = rpc::Assign { peers: vec!["a".into()], secret: vec![0; 32], ..rpc::Assign::default() };
+        let roster = rpc::Roster { peers: vec!["a".into()] }.seal();
+        let assign = rpc::Assign { roster, secret: vec![0; 32], ..rpc::Assign::default() };
         let why = |assign: rpc::Assign| match Assignment::try_from(assign) {
             Err(AgentError::Assignment { why }) => why,
             other => panic!("{other:?}"),
         };
         assert!(why(rpc::Assign { rank: 1, ..assign.clone() }).contains("rank 1 of 1"));
+        assert!(why(rpc::Assign { roster: vec![0xff].into(), ..assign.clone() }).contains("the roster"));
         assert!(why(rpc::Assign { secret: vec![0; 31], ..assign.clone() }).contains("31 bytes"));
         assert!(config(&rpc::Welcome { config: "{}".into(), epoch: 1 }).is_err());
     }

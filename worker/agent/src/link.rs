@@ -32,6 +32,8 @@ pub(crate) struct Link {
     pub outbox: Outbox<Body>,
     /// The coordinator has answered the join.
     pub welcomed: bool,
+    /// Workers of the last generation that this one had a place in.
+    pub world: usize,
     orders: mpsc::Sender<Order>,
     pub epoch: Epoch,
     search: Search,
@@ -45,7 +47,7 @@ impl Link {
         orders: mpsc::Sender<Order>,
     ) -> Self {
         let (epoch, search) = (Epoch::default(), Search::of_this_process());
-        Self { terms, shared, inbox, outbox: Outbox::default(), welcomed: false, orders, epoch, search }
+        Self { terms, shared, inbox, outbox: Outbox::default(), welcomed: false, world: 1, orders, epoch, search }
     }
 
     /// Hands an order to the training thread, which hears it when it next waits for one.
@@ -82,6 +84,7 @@ impl Link {
     /// Takes a place in a later generation than any before; the same one may come again.
     pub(crate) fn accept(&mut self, assignment: Assignment) {
         if self.shared.obey(Word::Assign(assignment.generation)) == Effect::Enter {
+            self.world = assignment.peers.len();
             self.order(Order::Assign(Box::new(assignment)));
         }
     }

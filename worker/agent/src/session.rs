@@ -66,7 +66,8 @@ pub(crate) async fn serve(link: &mut Link) -> End {
 async fn converse(link: &mut Link, sender: mpsc::Sender<FromWorker>, mut incoming: Streaming<ToWorker>) -> End {
     let shared = Arc::clone(&link.shared);
     let mut patience = link.terms.patience;
-    let mut beat = heartbeat(patience);
+    let mut world = link.world;
+    let mut beat = heartbeat(patience, world);
     let mut silent_at = Instant::now() + patience;
     let mut alive = false;
     for (sequence, body) in link.outbox.unconfirmed().cloned().collect::<Vec<_>>() {
@@ -89,9 +90,9 @@ async fn converse(link: &mut Link, sender: mpsc::Sender<FromWorker>, mut incomin
                     if let Some(end) = obey(link, message) {
                         return end;
                     }
-                    if patience != link.terms.patience {
-                        patience = link.terms.patience;
-                        beat = heartbeat(patience);
+                    if (patience, world) != (link.terms.patience, link.world) {
+                        (patience, world) = (link.terms.patience, link.world);
+                        beat = heartbeat(patience, world);
                     }
                     silent_at = Instant::now() + patience;
                 }
@@ -128,8 +129,8 @@ async fn converse(link: &mut Link, sender: mpsc::Sender<FromWorker>, mut incomin
     }
 }
 
-fn heartbeat(patience: Duration) -> Interval {
-    let mut beat = interval(worker_core::heartbeat(patience));
+fn heartbeat(patience: Duration, world: usize) -> Interval {
+    let mut beat = interval(worker_core::heartbeat(patience, world));
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     beat
 }

@@ -107,7 +107,7 @@ fn assign(generation: u64) -> to_worker::Body {
     to_worker::Body::Assign(rpc::Assign {
         generation,
         rank: 1,
-        peers: vec!["127.0.0.1:4000".into(), "127.0.0.1:4001".into()],
+        roster: rpc::Roster { peers: vec!["127.0.0.1:4000".into(), "127.0.0.1:4001".into()] }.seal(),
         secret: vec![7; 32],
         resume: "manifests/000000000040-000002.json".into(),
         rollback: false,

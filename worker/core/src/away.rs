@@ -9,10 +9,15 @@ const PAUSE_MAX: Duration = Duration::from_millis(500);
 const PROGRESS: Duration = Duration::from_millis(500);
 const BEAT_MIN: Duration = Duration::from_millis(10);
 
-/// Between two signs of life for a coordinator of this patience.
+/// All workers of a large generation together give two thousand signs of life in a second.
+const BEAT_EACH: Duration = Duration::from_micros(500);
+
+/// Between two signs of life for a coordinator of this patience, from one of `world` workers: eight fit into the patience, and
+/// always four.
 #[must_use]
-pub fn heartbeat(patience: Duration) -> Duration {
-    PROGRESS.min(patience / 8).max(BEAT_MIN)
+pub fn heartbeat(patience: Duration, world: usize) -> Duration {
+    let each = BEAT_EACH.saturating_mul(u32::try_from(world).unwrap_or(u32::MAX));
+    PROGRESS.min(patience / 8).max(BEAT_MIN).max(each.min(patience / 4))
 }
 
 /// From when a worker is an orphan until the other ranks have found the same of themselves, if they are orphans too: they may
@@ -130,8 +135,11 @@ mod tests {
 
     #[test]
     fn eight_signs_of_life_fit_into_the_patience() {
-        assert_eq!(heartbeat(SECOND), SECOND / 8);
-        assert_eq!(heartbeat(60 * SECOND), PROGRESS);
-        assert_eq!(heartbeat(Duration::ZERO), BEAT_MIN);
+        assert_eq!(heartbeat(SECOND, 8), SECOND / 8);
+        assert_eq!(heartbeat(60 * SECOND, 256), PROGRESS);
+        assert_eq!(heartbeat(Duration::ZERO, 8), BEAT_MIN);
+        // and fewer where they are very many
+        assert_eq!(heartbeat(60 * SECOND, 2000), SECOND);
+        assert_eq!(heartbeat(2 * SECOND, 100_000), SECOND / 2);
     }
 }

@@ -18,6 +18,8 @@ pub struct Net {
     pub double: u64,
     /// Overtake others, of 100.
     pub reorder: u64,
+    /// Come together with what comes next, of 100.
+    pub together: u64,
     /// Longest time on the way.
     pub delay: Duration,
     /// Of all that is drawn.

@@ -75,10 +75,10 @@ fn some_of_many() -> impl Strategy<Value = (u32, Vec<u32>)> {
 }
 
 fn any_net() -> impl Strategy<Value = (Net, u64)> {
-    (any::<u64>(), 0u64..30, 0u64..30, 0u64..30, 0u64..400, 0u64..40).prop_map(
-        |(seed, loss, double, reorder, delay, notice)| {
+    (any::<u64>(), 0u64..30, 0u64..30, 0u64..30, 0u64..90, 0u64..400, 0u64..40).prop_map(
+        |(seed, loss, double, reorder, together, delay, notice)| {
             let delay = Duration::from_millis(delay);
-            (Net { loss, double, reorder, delay, seed }, notice)
+            (Net { loss, double, reorder, together, delay, seed }, notice)
         },
     )
 }

@@ -5,7 +5,8 @@ use common::checkpoint::ManifestKey;
 use common::ids::{Generation, ImagesSeen};
 use coordinator_core::invariants::History;
 use coordinator_core::{
-    Action, Cluster, Entry, Event, ExitStatus, Force, Memory, OnLoss, Policy, SessionId, Stored, WorkerId, step,
+    Action, Cluster, Entry, Event, ExitStatus, Force, Memory, OnLoss, Policy, SessionId, Stored, WorkerId, judge,
+    record,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -140,7 +141,10 @@ impl Run {
         if self.headless {
             return Vec::new();
         }
-        let actions = step(&mut self.cluster, event.clone(), self.now - self.since);
+        let mut actions = record(&mut self.cluster, event.clone(), self.now - self.since);
+        if event == Event::Clock || !self.net.happens(self.net.together) {
+            actions.extend(judge(&mut self.cluster, self.now - self.since));
+        }
         self.history.observe(&before, &event, &actions, &self.cluster).unwrap_or_else(|broken| {
             panic!("{broken}\nevent: {event:?}\nactions: {actions:?}\nbefore: {before:?}\nafter: {:?}", self.cluster)
         });
