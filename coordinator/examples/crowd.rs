@@ -229,7 +229,7 @@ async fn work(
     };
     let mut standing = Standing::default();
     // as workers do in a generation of so many
-    let mut beat = interval(worker_core::heartbeat(PATIENCE, world));
+    let mut beat = interval(agent::heartbeat(PATIENCE, world));
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut stream = enter(&address, &join).await;
     loop {

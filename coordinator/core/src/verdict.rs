@@ -52,9 +52,10 @@ pub(crate) enum Fate {
 pub(crate) fn fate(cluster: &Cluster, finishing: bool, member: &Member, now: Duration) -> Fate {
     if let Some(farewell) = &member.farewell {
         let ends = member.may_finish || cluster.images >= cluster.policy.total;
+        let was_there = member.standing.generation == cluster.generation;
         return match farewell.exit {
-            // who was out already had nothing to finish with the others
-            0 if member.is_placed() && !member.out && ends => Fate::Finished,
+            // who was out already, or had not come yet, had nothing to finish with the others
+            0 if member.is_placed() && !member.out && was_there && ends => Fate::Finished,
             0 if !member.is_placed() || member.standing.leaving => Fate::Left,
             0 => Fate::Lost(Cause::LeftEarly { images: cluster.images }),
             exit => Fate::Lost(Cause::Left { exit, message: farewell.message.clone() }),

@@ -16,7 +16,7 @@ mod shared;
 pub use error::AgentError;
 pub use join::{Assignment, JoinInfo};
 pub use lookup::{CONTROL, Seat};
-pub use worker_core::{Activity, Commands, Progress, Trouble};
+pub use worker_core::{Activity, Commands, Progress, Trouble, heartbeat};
 
 use common::config::resolved::RunConfig;
 use common::exit::Exit;

@@ -3,9 +3,9 @@
 use crate::look::is_stop;
 use crate::run::{CLOCK, PATIENCE, Run, STEP, policy};
 use common::exit::Exit;
-use common::ids::ImagesSeen;
+use common::ids::{Generation, ImagesSeen};
 use coordinator_core::{
-    Action, Cause, Command, Entry, Event, ExitStatus, Force, Phase, Policy, Reason, Refusal, SessionId,
+    Action, Cause, Command, Entry, Event, ExitStatus, Force, Phase, Policy, Reason, Refusal, SessionId, Stored,
 };
 use std::time::Duration;
 
@@ -34,6 +34,21 @@ fn a_run_that_completes_ends_well() {
     assert_eq!((outcome.exit, outcome.reason), (Exit::Ok, Reason::Complete { images: ImagesSeen(20) }));
     assert_eq!(outcome.newest.map(|stored| stored.images), Some(ImagesSeen(20)));
     assert_eq!((run.phase(), run.count(0, |action| matches!(action, Action::Kill { .. }))), (Phase::Done, 0));
+}
+
+/// It was asked to leave, and was given a place before its farewell arrived; all images are shown, so that others that leave have
+/// done their work.
+#[test]
+fn who_leaves_before_it_enters_its_last_generation_is_not_waited_for() {
+    let stored = Stored { images: ImagesSeen(20), manifest: "m20".into() };
+    let mut run = Run::with(short(2), Some(stored));
+    run.until(10 * SECOND, |run| run.workers.len() == 2 && run.workers.iter().all(|worker| worker.standing.ready));
+    run.workers[1].deaf = true;
+    assert!(run.until(10 * SECOND, |run| run.workers[0].is_in(Generation(1))), "{:?}", run.cluster);
+    run.leave(1, 0, "asked to leave");
+    let outcome = run.ends(10 * SECOND).clone();
+    assert_eq!((outcome.exit, outcome.reason), (Exit::Ok, Reason::Complete { images: ImagesSeen(20) }));
+    assert!(matches!(run.cause(1), Some(Cause::LeftEarly { .. })));
 }
 
 #[test]
