@@ -71,6 +71,8 @@ pub enum Deed {
     Nan,
     /// One bit of its weights is another one.
     Flip,
+    /// Its store refuses everything for so many seconds.
+    Store,
 }
 
 /// Where in a step.
@@ -107,7 +109,7 @@ impl Fault {
         if times.iter().flatten().any(|time| !(time.is_finite() && *time > 0.0 && *time < 1e9)) {
             return Err("a time is a number of seconds above 0".to_owned());
         }
-        if matches!(self.deed, Deed::Slow | Deed::Nan) && self.lasts.is_none() {
+        if matches!(self.deed, Deed::Slow | Deed::Nan | Deed::Store) && self.lasts.is_none() {
             return Err("say for how long: `for`".to_owned());
         }
         Ok(())
@@ -168,6 +170,12 @@ impl Injector {
         Self { faults: plan.fault.iter().map(|fault| (fault.clone(), 0, false)).collect(), ..Self::default() }
     }
 
+    /// Whether something of this kind is ever done.
+    #[must_use]
+    pub fn does(&self, deed: Deed) -> bool {
+        self.faults.iter().any(|(fault, ..)| fault.deed == deed)
+    }
+
     /// A generation begins, in which this worker has `rank`, with the step after `steps`.
     pub fn begin(&mut self, rank: u32, steps: u64) {
         (self.rank, self.began) = (rank, (steps > 0).then_some(steps));
@@ -220,6 +228,7 @@ mod tests {
         assert!(why(|f| (f.step, f.every_s) = (None, Some(1.0))).contains("`at`"));
         assert!(why(|f| f.lasts = Some(-1.0)).contains("above 0"));
         assert!(why(|f| f.deed = Deed::Nan).contains("`for`"));
+        assert!(why(|f| f.deed = Deed::Store).contains("`for`"));
         let outside = Fault { step: None, at: Point::Forward, every_s: Some(2.0), ..fault(Deed::Stop, 0) };
         let both = Plan { seed: 9, fault: vec![outside, Fault { rank: None, ..fault(Deed::Kill, 5) }] };
         assert_eq!((both.of_workers(4).fault.len(), both.of_coordinator().fault.len()), (1, 1));
@@ -233,6 +242,7 @@ mod tests {
     fn a_fault_strikes_once_and_only_whom_and_where_it_is_meant_to() {
         let mut injector = Injector::new(&Plan { seed: 0, fault: vec![fault(Deed::Kill, 7)] });
         injector.begin(0, 0);
+        assert!(injector.does(Deed::Kill) && !injector.does(Deed::Store));
         assert_eq!(injector.strike(Point::Reduce, 7), None, "another rank");
         injector.begin(1, 7);
         assert_eq!(

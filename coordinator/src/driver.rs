@@ -1,7 +1,8 @@
-//! The sole owner of the cluster: takes one input at a time, steps the core, performs what it orders.
+//! The sole owner of the cluster: takes what has come in, has the core record and judge it, performs what it orders.
 //!
 //! Decisions are `coordinator_core`'s. What is here is translation: messages into events, actions into messages and signals,
-//! both into news for the operator. Nothing here waits for a worker, a disk or a store while an input is due.
+//! both into news for the operator. Nothing here waits for a worker, a disk or a store while an input is due, but after a pause of
+//! its own in which it may have been replaced.
 
 use crate::admission::Token;
 use crate::chaos::Chaos;
@@ -27,7 +28,7 @@ use rpc::from_worker::Body;
 use rpc::to_worker;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
-use storage::Lease;
+use storage::{Lease, Run};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
@@ -35,8 +36,11 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 const TICK: Duration = Duration::from_millis(100);
 /// Between two looks for signs of life without news: a small part of any patience.
 const LISTEN: Duration = Duration::from_millis(20);
+const LISTEN_MIN: Duration = Duration::from_millis(2);
 /// Of signs of life for the workers there are a thousand in a second at most.
 const BEAT_EACH: Duration = Duration::from_millis(1);
+/// Longest look for the newest checkpoint after a long pause.
+const CATCH_UP: Duration = Duration::from_secs(20);
 /// Last lines of each worker that are shown when it is lost.
 const TAIL: usize = 24;
 /// Lost workers whose last lines are kept.
@@ -60,8 +64,8 @@ pub struct Plan {
     pub policy: Policy,
     /// Between two signs of life for the workers.
     pub beat: Duration,
-    /// How long the store is waited for after a pause in which another coordinator may have taken the run over.
-    pub doubt: Duration,
+    /// How long workers wait for a coordinator.
+    pub orphan_patience: Duration,
     /// The last generation that the run had; the first one formed is larger.
     pub generation: Generation,
     /// Checkpoint to start from.
@@ -90,6 +94,8 @@ pub struct Keep {
     pub journal: Journal,
     /// Against others.
     pub tenure: Tenure,
+    /// In the store.
+    pub run: Run,
 }
 
 /// One run at work.
@@ -191,7 +197,7 @@ impl<'a> Driver<'a> {
         self.feed(Event::Clock);
         let mut clock = interval(TICK);
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut listen = interval(LISTEN);
+        let mut listen = interval(LISTEN.min(self.plan.policy.patience / 32).max(LISTEN_MIN));
         listen.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while self.cluster.outcome().is_none() {
             let turn = tokio::select! {
@@ -206,8 +212,9 @@ impl<'a> Driver<'a> {
             // deaths may be departures
             let paused = self.turned.elapsed();
             if paused > PAUSE {
+                let longest = if matches!(turn, Turn::Signal) { Duration::ZERO } else { self.doubts(paused) };
                 let lease = tokio::select! {
-                    lease = self.keep.tenure.look(paused, self.plan.doubt) => lease,
+                    lease = self.keep.tenure.look(paused, longest) => lease,
                     // the operator knows better
                     Some(()) = signals.recv() => {
                         self.signal();
@@ -217,19 +224,23 @@ impl<'a> Driver<'a> {
                 if let Some(lease) = lease {
                     return Ok(self.give_way(lease));
                 }
+                if paused >= self.plan.orphan_patience / 2 {
+                    self.catch_up().await;
+                }
             }
             self.turned = Instant::now();
             match turn {
                 Turn::Input(input) => {
                     self.input(*input);
-                    self.inputs(&mut inputs);
+                    self.drain(&mut inputs);
+                    self.judge();
                 }
                 Turn::Child(child) => self.child(child),
                 Turn::Signal => self.signal(),
                 Turn::Clock => self.clock(),
                 Turn::Beats => {
-                    // what was said before a beat was kept is heard before it
-                    self.inputs(&mut inputs);
+                    // what was said before a beat was kept is heard before it, but for what comes just now: both say much the same
+                    self.drain(&mut inputs);
                     for (session, (worker, progress)) in beats.take() {
                         self.said(worker, session, Body::Progress(progress));
                     }
@@ -238,6 +249,26 @@ impl<'a> Driver<'a> {
             }
         }
         self.finish(inputs).await
+    }
+
+    /// How long to wait for the store after a pause in which another coordinator may have taken the run over: workers that hear nobody
+    /// count from before it.
+    fn doubts(&self, paused: Duration) -> Duration {
+        let (orphan, patience) = (self.plan.orphan_patience, self.plan.policy.patience);
+        (orphan / 2).min(orphan.saturating_sub(paused + patience * 4))
+    }
+
+    /// After a pause in which workers may have given this coordinator up: what they stored before they left is what others start from.
+    async fn catch_up(&mut self) {
+        match timeout(CATCH_UP, self.keep.run.newest_good(false)).await {
+            Ok(Ok(newest)) => {
+                if let Some(key) = newest.manifest.map(|manifest| manifest.key()) {
+                    self.note(Event::Found(Stored { images: key.images, manifest: key.to_string() }));
+                }
+            }
+            Ok(Err(error)) => tracing::warn!("what was stored during a pause of this coordinator is not known: {error}"),
+            Err(_) => tracing::warn!("what was stored during a pause of this coordinator is not known: no answer"),
+        }
     }
 
     /// Another coordinator has taken the run over: nothing more is ordered, and nobody harmed.
@@ -279,15 +310,14 @@ impl<'a> Driver<'a> {
         });
     }
 
-    /// All that has arrived meanwhile, and what follows from it: a thousand workers that say the same are judged once.
-    fn inputs(&mut self, inputs: &mut mpsc::Receiver<Input>) {
+    /// Takes all that has arrived meanwhile: a thousand workers that say the same are judged once.
+    fn drain(&mut self, inputs: &mut mpsc::Receiver<Input>) {
         for _ in 0..inputs.max_capacity() {
             match (self.cluster.outcome(), inputs.try_recv()) {
                 (None, Ok(input)) => self.input(input),
                 _ => break,
             }
         }
-        self.judge();
     }
 
     fn input(&mut self, input: Input) {

@@ -8,12 +8,13 @@ use crate::driver::{Keep, Plan, tell};
 use crate::failure::Failure;
 use crate::journal::{Header, Journal};
 use crate::launch::{
-    BEAT_MAX, Options, Stage, close, doubt, drive, facts, fresh_name, hold, policy, recipe, resume_command, suffering,
+    BEAT_MAX, Options, Stage, close, drive, facts, fresh_name, hold, orphan_patience, policy, recipe, resume_command, suffering,
 };
 use crate::machine;
 use crate::origin::Target;
 use crate::records::Records;
 use crate::render::News;
+use crate::server;
 use crate::state::Held;
 use crate::takeover::{Found, Predecessor};
 use common::config::resolved::RunConfig;
@@ -58,7 +59,7 @@ pub(crate) async fn take_over(
     }
 
     let deaf = |error| Failure::new(Exit::Network, format!("cannot listen on {}: {error}", options.listen));
-    let listener = listen(options.listen, predecessor.address).await.map_err(deaf)?;
+    let listener = listen(options.listen, predecessor.address).map_err(deaf)?;
     let address = listener.local_addr().map_err(deaf)?;
     let (tenure, epoch, nonce) = hold(run, leased, found.epoch, address, policy.patience).await?;
     let mut records = Records::take_over(held.folder(), run.clone(), was_local.is_some()).await?;
@@ -78,7 +79,7 @@ pub(crate) async fn take_over(
         facts: facts(run, &policy, epoch, true),
         config: config.clone(),
         beat: (policy.patience / 4).min(BEAT_MAX),
-        doubt: doubt(&resolved),
+        orphan_patience: orphan_patience(&resolved),
         policy,
         generation: found.generation,
         resume: newest,
@@ -90,7 +91,7 @@ pub(crate) async fn take_over(
         resume_with: resume_command(run),
         token: token.clone(),
     };
-    let ended = drive(plan, Keep { journal, tenure }, listener, held, &mut records, stage).await;
+    let ended = drive(plan, Keep { journal, tenure, run: run.clone() }, listener, held, &mut records, stage).await;
     close(records, ended, stage).await
 }
 
@@ -120,15 +121,15 @@ async fn remembered(predecessor: &Predecessor, run: &Run, options: &Options, dis
 }
 
 /// Listens where it is asked to, and if that is left open where the coordinator before did: workers look there first.
-async fn listen(asked: SocketAddr, before: Option<SocketAddr>) -> std::io::Result<TcpListener> {
+fn listen(asked: SocketAddr, before: Option<SocketAddr>) -> std::io::Result<TcpListener> {
     let Some(before) = before.filter(|_| asked == SocketAddr::from(([127, 0, 0, 1], 0))) else {
-        return TcpListener::bind(asked).await;
+        return server::listen(asked);
     };
-    match TcpListener::bind(before).await {
+    match server::listen(before) {
         Ok(listener) => Ok(listener),
         Err(error) => {
             tracing::info!("{before} is taken ({error}): listening on another port");
-            TcpListener::bind(SocketAddr::new(before.ip(), 0)).await
+            server::listen(SocketAddr::new(before.ip(), 0))
         }
     }
 }

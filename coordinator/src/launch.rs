@@ -278,7 +278,7 @@ async fn begin_and_drive(
         origin.run.put_file(name, text.into(), content).await?;
     }
     let deaf = |error| Failure::new(Exit::Network, format!("cannot listen on {}: {error}", options.listen));
-    let listener = TcpListener::bind(options.listen).await.map_err(deaf)?;
+    let listener = server::listen(options.listen).map_err(deaf)?;
     let address = listener.local_addr().map_err(deaf)?;
     let workers = origin::workers(&options.overrides, &origin.config);
     let local = options.local.unwrap_or(workers);
@@ -312,7 +312,7 @@ async fn begin_and_drive(
         facts: facts(&origin.run, &policy, epoch, false),
         config,
         beat: (policy.patience / 4).min(BEAT_MAX),
-        doubt: doubt(&origin.config),
+        orphan_patience: orphan_patience(&origin.config),
         policy,
         // a generation after the newest checkpoint may have left nothing but its steps
         generation: origin.generation.max(records.ledger().last().unwrap_or_default()),
@@ -325,7 +325,7 @@ async fn begin_and_drive(
         resume_with: resume_command(&origin.run),
         token: token.clone(),
     };
-    drive(plan, Keep { journal, tenure }, listener, held, records, stage).await
+    drive(plan, Keep { journal, tenure, run: origin.run.clone() }, listener, held, records, stage).await
 }
 
 /// The same run, asked with little patience.
@@ -401,9 +401,9 @@ pub(crate) fn policy(config: &RunConfig, (workers, local): (u32, u32), options: 
     }
 }
 
-/// Workers that hear of no coordinator are patient for twice as long.
-pub(crate) fn doubt(config: &RunConfig) -> Duration {
-    Duration::try_from_secs_f64(config.cluster.orphan_patience_s / 2.0).unwrap_or(PATIENCE_MAX)
+/// How long workers wait for a coordinator.
+pub(crate) fn orphan_patience(config: &RunConfig) -> Duration {
+    Duration::try_from_secs_f64(config.cluster.orphan_patience_s).unwrap_or(PATIENCE_MAX).min(PATIENCE_MAX)
 }
 
 pub(crate) fn facts(run: &Run, policy: &Policy, epoch: u64, taken_over: bool) -> Facts {

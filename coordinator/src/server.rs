@@ -10,10 +10,11 @@ use rpc::from_worker::Body;
 use rpc::operate_request::Command as Question;
 use rpc::{FromWorker, OperateReply, OperateRequest, ToWorker, to_worker};
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
@@ -28,6 +29,9 @@ const STRANGERS_MAX: usize = 64;
 const HANDSHAKE: Duration = Duration::from_secs(5);
 /// Time that the driver has for an answer.
 const ANSWER: Duration = Duration::from_secs(5);
+/// Connections that the kernel keeps until they are taken: of a thousand workers that come together none is sent away, to come again a
+/// second later.
+const BACKLOG: u32 = 4096;
 /// Messages that may wait for one worker's socket.
 const OUTBOX: usize = 64;
 
@@ -133,6 +137,18 @@ struct Server {
     inputs: mpsc::Sender<Input>,
     sessions: AtomicU64,
     strangers: Arc<Semaphore>,
+}
+
+/// Listens on `address`.
+///
+/// # Errors
+/// The system's.
+pub fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // a successor may come while connections of its predecessor still fade away
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// Serves on `listener` until the task is aborted or dropped with its runtime.
@@ -290,5 +306,42 @@ impl Reader {
     async fn say(&self, sequence: u64, body: Body) -> bool {
         let (worker, session) = (self.worker.clone(), self.session);
         self.inputs.send(Input::Said { worker, session, sequence, body }).await.is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What has come to the driver: images of signs of life, and numbers of everything else.
+    fn heard(inputs: &mut mpsc::Receiver<Input>) -> Vec<u64> {
+        std::iter::from_fn(|| inputs.try_recv().ok())
+            .map(|input| match input {
+                Input::Said { body: Body::Progress(progress), .. } => progress.images,
+                Input::Said { sequence, .. } => sequence,
+                other => panic!("{other:?}"),
+            })
+            .collect()
+    }
+
+    #[tokio::test]
+    async fn signs_of_life_without_news_wait_and_whatever_else_is_said_is_preceded_by_the_last() {
+        let (inputs, mut driver) = mpsc::channel(8);
+        let beats = Beats::default();
+        let (worker, session) = (WorkerId("w".into()), SessionId(1));
+        let mut reader = Reader { worker, session, inputs, beats: beats.clone(), said: None };
+        let says = |images, ready| Body::Progress(rpc::Progress { images, ready, ..rpc::Progress::default() });
+        for images in [101, 102, 103] {
+            assert!(reader.pass_on(0, says(images, false)).await);
+        }
+        assert_eq!(heard(&mut driver), [101]);
+        assert!(reader.pass_on(5, Body::Leave(rpc::Leave::default())).await);
+        assert_eq!(heard(&mut driver), [103, 5]);
+        assert!(beats.take().is_empty());
+        // news take the place of what was kept
+        assert!(reader.pass_on(0, says(104, false)).await && reader.pass_on(0, says(105, true)).await);
+        assert_eq!((heard(&mut driver), beats.take().len()), (vec![105], 0));
+        assert!(reader.pass_on(0, says(106, true)).await);
+        assert_eq!((heard(&mut driver), beats.take().len()), (vec![], 1));
     }
 }

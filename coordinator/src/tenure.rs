@@ -3,7 +3,7 @@
 //! A number is taken once, and whoever sees a higher one than its own has been replaced: it ends at once and leaves the
 //! workers, who obey the highest. Whether a holder lives is found out without comparing clocks: it is asked where it
 //! listens, and if nobody answers, its pulse is watched for as long as several would have come. A store that is away delays
-//! signs of life and looks; it never stops a run.
+//! signs of life and looks; it stops no run, but a holder that may have been replaced while it stood still waits for it.
 
 use crate::display::Display;
 use crate::failure::Failure;
@@ -45,8 +45,9 @@ pub struct Tenure {
     looks: mpsc::Sender<oneshot::Sender<bool>>,
     bequest: watch::Sender<Bequest>,
     keeper: Option<JoinHandle<()>>,
-    /// Whoever was silent for so long may have been replaced.
-    watched: Duration,
+    /// Whoever was silent for so long may have been replaced: it is watched from its last sign of life, which may have been a period
+    /// before its pause.
+    silence: Duration,
 }
 
 impl Tenure {
@@ -56,16 +57,16 @@ impl Tenure {
         let (replacing, replaced) = watch::channel(None);
         let (looks, asked) = mpsc::channel(1);
         let (bequest, news) = watch::channel(Bequest::default());
-        let watched = watched(&lease);
+        let silence = watched(&lease) / MISSED * (MISSED - 1);
         let keeper = Keeper { run, lease, count: 0, replacing, news };
-        Self { replaced, looks, bequest, keeper: Some(tokio::spawn(keeper.keep(asked))), watched }
+        Self { replaced, looks, bequest, keeper: Some(tokio::spawn(keeper.keep(asked))), silence }
     }
 
     /// No lease: only the lock on this machine keeps others away.
     #[must_use]
     pub fn none() -> Self {
         let (looks, bequest) = (mpsc::channel(1).0, watch::channel(Bequest::default()).0);
-        Self { replaced: watch::channel(None).1, looks, bequest, keeper: None, watched: Duration::MAX }
+        Self { replaced: watch::channel(None).1, looks, bequest, keeper: None, silence: Duration::MAX }
     }
 
     /// Returns when another coordinator has taken the run over.
@@ -83,7 +84,7 @@ impl Tenure {
     /// After a pause of this coordinator: looks into the store for who has taken the run over, if somebody did. A store that does
     /// not answer is waited for after a pause in which somebody may have, at most for `longest`.
     pub async fn look(&self, paused: Duration, longest: Duration) -> Option<Lease> {
-        let doubtful = paused >= self.watched;
+        let doubtful = paused >= self.silence;
         let end = Instant::now() + if doubtful { longest.max(LOOK) } else { LOOK };
         let mut told = false;
         loop {

@@ -15,6 +15,7 @@ use coordinator::supervisor::{Recipe, Supervisor};
 use coordinator::tenure::Tenure;
 use coordinator::view::Facts;
 use coordinator_core::{Memory, OnLoss, Outcome, Policy, Reason, WorkerId};
+use storage::Run;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
@@ -77,7 +78,7 @@ fn work(address: SocketAddr, breaks: &mpsc::Sender<()>) {
     agent.leave(Exit::Ok, "done");
 }
 
-async fn drive(folder: &Path, records: &mut Records) -> Outcome {
+async fn drive(folder: &Path, run: Run, records: &mut Records) -> Outcome {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (breaks, breaker) = mpsc::channel(1);
     let address = relay(listener.local_addr().unwrap(), breaker).await;
@@ -107,7 +108,7 @@ async fn drive(folder: &Path, records: &mut Records) -> Outcome {
             stop: LONG,
         },
         beat: Duration::from_millis(250),
-        doubt: LONG,
+        orphan_patience: LONG,
         generation: Generation(4),
         resume: None,
         recipe: Recipe {
@@ -123,7 +124,7 @@ async fn drive(folder: &Path, records: &mut Records) -> Outcome {
     let worker = std::thread::spawn(move || work(address, &breaks));
     let (supervisor, children) = Supervisor::new(folder);
     let header = Header::new("memory://r/toy", (1, ""), (1, 0), &plan.config);
-    let keep = Keep { journal: Journal::begin(folder, header, Memory::default()), tenure: Tenure::none() };
+    let keep = Keep { journal: Journal::begin(folder, header, Memory::default()), tenure: Tenure::none(), run };
     let mut display = Display::new(Style::Plain);
     let (_interrupt, mut signals) = mpsc::channel(1);
     let driven =
@@ -138,7 +139,7 @@ async fn every_report_counts_once_over_a_network_that_breaks() {
     let folder = tempfile::tempdir().unwrap();
     let run = storage::Store::open("memory://reconnect", &S3::default()).unwrap().run("toy").unwrap();
     let mut records = Records::open(folder.path(), run.clone(), None).await.unwrap();
-    let outcome = drive(folder.path(), &mut records).await;
+    let outcome = drive(folder.path(), run, &mut records).await;
     assert_eq!((outcome.exit, &outcome.reason), (Exit::Ok, &Reason::Complete { images: ImagesSeen(TICKS * 100) }));
     assert_eq!(outcome.newest.unwrap().manifest, "m");
     records.finish().await;

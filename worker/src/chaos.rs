@@ -5,6 +5,7 @@ use common::chaos::{Deed, Injector, Plan, VARIABLE};
 use rustix::process::{Signal, getpid, kill_process};
 use std::process::Command;
 use std::time::Duration;
+use storage::faulty::Faults;
 use tch::{Tensor, no_grad};
 
 /// What is done, and how many seconds it lasts.
@@ -23,9 +24,10 @@ pub fn injector() -> Injector {
     }
 }
 
-/// Does it to this worker. `weights` are those in which a bit is turned.
-pub fn strike(deed: Deed, lasts: Option<f64>, communicator: &Communicator, weights: &[Tensor]) {
+/// Does it to this worker. `weights` are those in which a bit is turned, `store` is what its store suffers.
+pub fn strike(deed: Deed, lasts: Option<f64>, communicator: &Communicator, weights: &[Tensor], store: &Faults) {
     tracing::warn!("a fault on purpose: {deed:?}");
+    let time = Duration::from_secs_f64(lasts.unwrap_or_default().clamp(0.0, 1e9));
     let signal = |signal| {
         if let Err(error) = kill_process(getpid(), signal) {
             tracing::error!("the fault could not be done: {error}");
@@ -46,7 +48,16 @@ pub fn strike(deed: Deed, lasts: Option<f64>, communicator: &Communicator, weigh
         Deed::Hang => loop {
             std::thread::sleep(Duration::from_secs(3600));
         },
-        Deed::Slow => std::thread::sleep(Duration::from_secs_f64(lasts.unwrap_or_default().clamp(0.0, 1e9))),
+        Deed::Slow => std::thread::sleep(time),
+        Deed::Store => {
+            store.strike();
+            let store = store.clone();
+            // nobody waits for it: it ends by itself
+            std::thread::spawn(move || {
+                std::thread::sleep(time);
+                store.heal();
+            });
+        }
         Deed::Cut => communicator.aborter().abort(),
         // done to the gradient
         Deed::Nan => {}

@@ -17,6 +17,7 @@ use crate::trainer::{StepError, Trainer};
 use crate::{alike, chaos, environment, limits, prepare};
 use agent::{Activity, Agent, Assignment, JoinInfo, Next, Notice, Progress, Seat, Trouble};
 use collective::{Collective, Listener, Membership, Mesh, Solo};
+use common::chaos::Deed;
 use common::checkpoint::{Dataset, ManifestKey, TrainerCursor};
 use common::config::resolved::{Backend, Determinism, Precision, RunConfig};
 use common::exit::Exit;
@@ -28,6 +29,7 @@ use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use storage::Store;
+use storage::faulty::Faults;
 use tch::{Device, Kind};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
@@ -87,6 +89,8 @@ struct Worker {
     dataset: Dataset,
     input: Input,
     trainer: Trainer,
+    /// What the store suffers on purpose.
+    faults: Faults,
     /// The trainer is as it was built.
     fresh: bool,
     checkpoints: Checkpoints,
@@ -110,10 +114,13 @@ impl Worker {
         native::allow_tf32(config.train.precision == Precision::Tf32).map_err(StepError::from)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let runtime = Arc::new(runtime.map_err(|error| Failure::Io { doing: "start a runtime".to_owned(), error })?);
-        let store = {
+        let (mut store, faults) = {
             let _inside = runtime.enter();
-            Store::open(&config.checkpoint.url, &config.checkpoint.s3)?
+            (Store::open(&config.checkpoint.url, &config.checkpoint.s3)?, Faults::default())
         };
+        if chaos::injector().does(Deed::Store) {
+            store = store.with_faults(&faults);
+        }
         let run = store.run(&config.name)?;
         runtime.block_on(alike::same_store(&run, &config))?;
         agent.look_up(coordinator_of(&runtime, &run));
@@ -125,7 +132,8 @@ impl Worker {
         Ok(Self {
             input: Input::new(Arc::clone(&pyramid), config.seed, config.data.mirror),
             checkpoints: Checkpoints::new(Arc::clone(&runtime), run.clone(), identity, None),
-            trainer: struck(build(&config, device)),
+            trainer: struck(build(&config, device), &faults),
+            faults,
             fresh: true,
             carried: None,
             left: None,
@@ -251,7 +259,7 @@ impl Worker {
         let carried = match &assignment.resume {
             None => {
                 if !self.fresh {
-                    self.trainer = struck(build(&self.config, self.device));
+                    self.trainer = struck(build(&self.config, self.device), &self.faults);
                 }
                 Carried { cursor: TrainerCursor::default(), done: 0, parent: None, tally }
             }
@@ -364,8 +372,8 @@ fn build(config: &RunConfig, device: Device) -> Trainer {
 }
 
 /// Faults on purpose, if the environment orders some.
-fn struck(mut trainer: Trainer) -> Trainer {
-    trainer.suffer(chaos::injector());
+fn struck(mut trainer: Trainer, store: &Faults) -> Trainer {
+    trainer.suffer(chaos::injector(), store.clone());
     trainer
 }
 

@@ -1,4 +1,4 @@
-//! A store that fails on purpose, at a chosen call. For tests.
+//! A store that fails on purpose: at a chosen call, for tests, or for a while, for `launch --chaos`.
 //!
 //! ```
 //! # use storage::faulty::{Call, Fault, Faults, Rule};
@@ -35,6 +35,11 @@ pub enum Call {
     Delete,
     /// A listing.
     List,
+}
+
+impl Call {
+    const ALL: [Self; 7] =
+        [Self::Put, Self::Part, Self::Complete, Self::Get, Self::Head, Self::Delete, Self::List];
 }
 
 /// What goes wrong.
@@ -93,27 +98,38 @@ impl Rule {
     }
 }
 
-/// Rules, shared by every store that they were given to, and a record of what was called.
+/// Rules, shared by every store that they were given to. By default there are none.
 #[derive(Clone, Debug, Default)]
 pub struct Faults(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
 struct State {
     rules: Vec<Rule>,
-    calls: Vec<(Call, String)>,
+    /// What was called, where somebody asks for it.
+    calls: Option<Vec<(Call, String)>>,
 }
 
 impl Faults {
-    /// A plan of `rules`; the first that matches a call decides.
+    /// A plan of `rules`, and a record of what is called; the first that matches a call decides.
     #[must_use]
     pub fn new(rules: impl IntoIterator<Item = Rule>) -> Self {
-        Self(Arc::new(Mutex::new(State { rules: rules.into_iter().collect(), calls: Vec::new() })))
+        Self(Arc::new(Mutex::new(State { rules: rules.into_iter().collect(), calls: Some(Vec::new()) })))
+    }
+
+    /// From now on every call fails.
+    pub fn strike(&self) {
+        self.state().rules = Call::ALL.map(|call| Rule::new(call, "", Fault::Fail)).into();
+    }
+
+    /// From now on none does.
+    pub fn heal(&self) {
+        self.state().rules.clear();
     }
 
     /// How many `call`s there were for objects whose key contains `contains`.
     #[must_use]
     pub fn count(&self, call: Call, contains: &str) -> usize {
-        self.state().calls.iter().filter(|(c, path)| *c == call && path.contains(contains)).count()
+        self.state().calls.iter().flatten().filter(|(c, path)| *c == call && path.contains(contains)).count()
     }
 
     pub(crate) fn wrap(&self, inner: Arc<dyn ObjectStore>) -> Arc<dyn ObjectStore> {
@@ -127,7 +143,9 @@ impl Faults {
     /// Records a call and finds its fault.
     fn meet(&self, call: Call, path: &str) -> Option<Fault> {
         let mut state = self.state();
-        state.calls.push((call, path.to_owned()));
+        if let Some(calls) = &mut state.calls {
+            calls.push((call, path.to_owned()));
+        }
         let mut fault = None;
         for rule in state.rules.iter_mut().filter(|rule| rule.call == call && path.contains(&rule.contains)) {
             rule.seen += 1;

@@ -16,11 +16,10 @@
 //! | `lease` | who coordinates a run |
 //! | `sweep` | deleting what nobody needs |
 //! | `probe` | what this store honours |
-//! | `faulty` | stores that fail on purpose (feature `testing`) |
+//! | `faulty` | stores that fail on purpose |
 
 mod commit;
 mod error;
-#[cfg(feature = "testing")]
 pub mod faulty;
 mod lease;
 mod location;

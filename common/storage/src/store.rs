@@ -94,7 +94,6 @@ impl Store {
     }
 
     /// The same store, failing as `faults` says.
-    #[cfg(feature = "testing")]
     #[must_use]
     pub fn with_faults(mut self, faults: &crate::faulty::Faults) -> Self {
         self.inner = faults.wrap(self.inner);

@@ -195,6 +195,9 @@ pub enum Event {
         /// The checkpoint.
         stored: Stored,
     },
+    /// The newest checkpoint in the store, after a pause of the coordinator in which workers may have stored what they held and left
+    /// without a word to it.
+    Found(Stored),
     /// A worker said that it leaves, and why. On every stream it says where it stands before it says farewell: exit
     /// code 0 means "finished" of one at work, and only "gone" of one that waits for a place.
     Left {

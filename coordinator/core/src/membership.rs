@@ -8,6 +8,7 @@ use crate::event::{Action, Assignment, SessionId, WorkerId};
 use crate::journal::Entry;
 use crate::reason::{Cause, Reason, Refusal, name};
 use crate::state::{Link, Loss, Member, OnLoss, Phase, Process};
+use crate::step::UNSTEADY;
 use crate::verdict::{Fate, fate, is_fatal};
 use common::ids::{Generation, Rank};
 use std::sync::Arc;
@@ -92,7 +93,8 @@ impl Cluster {
 
     fn remember(&mut self, loss: Loss) {
         self.losses.push_back(loss);
-        if self.losses.len() > LOSSES_KEPT {
+        // of each worker as many as make it an unsteady one
+        if self.losses.len() > LOSSES_KEPT.max(self.members.len() * UNSTEADY) {
             self.losses.pop_front();
         }
     }

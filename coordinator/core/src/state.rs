@@ -173,6 +173,8 @@ pub struct Member {
     pub(crate) asked: Option<Duration>,
     /// It was asked to leave while it had no place: it gets none any more.
     pub(crate) released: bool,
+    /// Since when it says that it is in a generation that goes on without it.
+    pub(crate) strayed: Option<Duration>,
     /// It was asked to finish the generation at work: leaving is no loss.
     pub(crate) may_finish: bool,
     /// Its farewell.
@@ -201,6 +203,7 @@ impl Member {
             apart: None,
             asked: None,
             released: false,
+            strayed: None,
             may_finish: false,
             farewell: None,
         }

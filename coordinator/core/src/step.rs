@@ -13,7 +13,7 @@ use common::ids::{Generation, ImagesSeen};
 use std::time::Duration;
 
 /// Who was lost so many times is not taken back,
-const UNSTEADY: usize = 5;
+pub(crate) const UNSTEADY: usize = 5;
 /// if it was within this time.
 const UNSTEADY_WITHIN: Duration = Duration::from_secs(600);
 
@@ -78,6 +78,12 @@ impl Cluster {
             Event::Progress { worker, session, standing } => self.heard(&worker, session, standing, now, actions),
             Event::Stored { worker, session, generation, stored } => {
                 if self.on_session(&worker, session, now).is_some() && generation >= self.forked {
+                    self.committed(generation, stored, actions);
+                }
+            }
+            Event::Found(stored) => {
+                let generation = stored.generation();
+                if generation >= self.forked && self.newest.as_ref() != Some(&stored) {
                     self.committed(generation, stored, actions);
                 }
             }
@@ -232,6 +238,8 @@ impl Cluster {
         }
         member.heard = true;
         let last = std::mem::replace(&mut member.standing, standing);
+        let strays = !ready && theirs.0 > 0 && !member.is_placed();
+        member.strayed = member.strayed.filter(|_| strays).or(strays.then_some(now));
         let abort = |reason: &str| {
             let (worker, reason) = (worker.clone(), reason.to_owned());
             Action::Abort { worker, session, generation: theirs, reason }
@@ -322,6 +330,7 @@ impl Cluster {
         if matches!(self.phase, Phase::Gathering | Phase::Running | Phase::Reconfiguring) {
             self.bury(now, actions);
         }
+        let before = self.phase;
         match self.phase {
             Phase::Gathering => self.gather(now, actions),
             Phase::Running => self.watch(now, actions),
@@ -335,6 +344,10 @@ impl Cluster {
             }
             Phase::Draining => self.escort(now, actions),
             Phase::Done | Phase::Failed => {}
+        }
+        // its end may be the last that was waited for
+        if before != Phase::Reconfiguring && self.phase == Phase::Reconfiguring {
+            self.reform(now, actions);
         }
     }
 }

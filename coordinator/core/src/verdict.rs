@@ -7,6 +7,7 @@ use crate::state::{Link, Member, Phase, Process};
 use common::exit::Exit;
 use common::ids::ImagesSeen;
 use serde::{Deserialize, Serialize};
+use crate::watch::HANG_MIN;
 use std::time::Duration;
 
 /// Between the exit of a process that is still connected and the judgement on it: its farewell may be on its way.
@@ -52,7 +53,8 @@ pub(crate) enum Fate {
 pub(crate) fn fate(cluster: &Cluster, finishing: bool, member: &Member, now: Duration) -> Fate {
     if let Some(farewell) = &member.farewell {
         let ends = member.may_finish || cluster.images >= cluster.policy.total;
-        let was_there = member.standing.generation == cluster.generation;
+        // perhaps in a later one than a successor has read of
+        let was_there = member.standing.generation >= cluster.generation;
         return match farewell.exit {
             // who was out already, or had not come yet, had nothing to finish with the others
             0 if member.is_placed() && !member.out && was_there && ends => Fate::Finished,
@@ -69,6 +71,11 @@ pub(crate) fn fate(cluster: &Cluster, finishing: bool, member: &Member, now: Dur
             return Fate::Lost(Cause::Exited { status: *status, last_error: last_error.clone() });
         }
         return Fate::Fine;
+    }
+    // told to leave its old generation with every sign of life, it does not: it would count as one that may come
+    let limit = cluster.policy.patience.max(HANG_MIN).max(cluster.formation.step_time * 5);
+    if let Some(since) = member.strayed.filter(|since| !member.is_placed() && now >= *since + limit) {
+        return Fate::Lost(Cause::Stuck { for_: now - since });
     }
     let at_work = member.is_at_work() && cluster.phase != Phase::Reconfiguring;
     let (heard, hears) = match member.process {

@@ -21,7 +21,7 @@ const STRAGGLING: Duration = Duration::from_secs(1);
 /// ... and by so much longer.
 const STRAGGLING_MIN: Duration = Duration::from_millis(2);
 /// Shortest time without progress that makes a rank for which the others wait a lost one.
-const HANG_MIN: Duration = Duration::from_secs(2);
+pub(crate) const HANG_MIN: Duration = Duration::from_secs(2);
 
 impl Cluster {
     /// Running: one who is out ends the generation; when all have finished, so does the run; newcomers are taken in.

@@ -8,7 +8,7 @@ use crate::world::{Item, Step, Timer, World, tell};
 use common::ids::Generation;
 use coordinator_core::invariants::History as Observed;
 use coordinator_core::{
-    Action, Cluster, Entry, Event, ExitStatus, Force, Outcome, PAUSE, Phase, Reason, SessionId, WorkerId, step,
+    Action, Cluster, Entry, Event, ExitStatus, Force, Outcome, PAUSE, Phase, Reason, SessionId, Stored, WorkerId, step,
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -38,6 +38,8 @@ pub(crate) struct Coordinator {
     pub turned: Millis,
     /// Stopped for so long that it may have been replaced: until when it waits for the store.
     pub doubts: Option<Millis>,
+    /// Stopped for so long that its workers may have stored what they held, and left.
+    pub catches_up: bool,
     looked: Millis,
     /// Stopped until then.
     pub paused: Millis,
@@ -70,6 +72,7 @@ impl Coordinator {
             beat,
             turned: born,
             doubts: None,
+            catches_up: false,
             looked: born,
             paused: 0,
             deferred: Vec::new(),
@@ -105,6 +108,7 @@ impl World {
         let pulse = self.pulse();
         let mine = &mut self.coordinators[c];
         let paused = self.now > mine.turned + PAUSE.as_millis() as Millis;
+        mine.catches_up |= self.now >= mine.turned + self.plan.orphan_patience / 2;
         mine.turned = self.now;
         if paused || self.now >= mine.looked + pulse {
             mine.looked = self.now;
@@ -115,6 +119,16 @@ impl World {
             }
         }
         true
+    }
+
+    /// Looks for what was stored during a long pause.
+    pub(crate) fn catch_up(&mut self, c: usize) -> Step {
+        if !std::mem::take(&mut self.coordinators[c].catches_up) || self.now < self.unseen_until(c) {
+            return Ok(());
+        }
+        let Some(key) = self.store.keys().next_back() else { return Ok(()) };
+        let stored = Stored { images: key.images, manifest: key.to_string() };
+        self.feed(c, Event::Found(stored))
     }
 
     pub(crate) fn clock(&mut self, c: usize) -> Step {

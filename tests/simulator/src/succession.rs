@@ -73,7 +73,8 @@ impl World {
     /// Until when a coordinator that was stopped for so long that it may have been replaced orders nothing, because it cannot see
     /// whether it was: at most for half as long as workers wait for one.
     pub(crate) fn doubts(&mut self, c: usize) -> Option<Millis> {
-        let (watched, unseen) = (self.pulse() * MISSED, self.unseen_until(c));
+        // the last sign of life may have been a period before the pause
+        let (watched, unseen) = (self.pulse() * (MISSED - 1), self.unseen_until(c));
         let mine = &mut self.coordinators[c];
         let longest = *mine.doubts.get_or_insert(self.now + self.plan.orphan_patience / 2);
         let until = unseen.min(longest);

@@ -249,6 +249,7 @@ impl World {
             if !self.takes_up(c) {
                 return Ok(());
             }
+            self.catch_up(c)?;
         }
         match item {
             Item::Clock(c) => self.clock(c),

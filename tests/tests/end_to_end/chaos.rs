@@ -78,6 +78,18 @@ fn cut_connections_cost_a_step_and_no_worker() {
 }
 
 #[test]
+fn a_store_that_is_away_delays_checkpoints_and_no_step() {
+    let machine = Machine::new();
+    let away = |rank: u32| format!("[[fault]]\ndo = \"store\"\nstep = 60\nrank = {rank}\nfor = 2\n");
+    let (end, report) = suffer(&machine, &(away(0) + &away(1) + &away(2)));
+    assert_eq!((decided(&end, "lost").len(), decided(&end, "formed").len()), (0, 1), "{}", end.story());
+    let longest = end.events("checkpoint").filter_map(|event| event["seconds"].as_f64()).fold(0.0, f64::max);
+    assert!(longest > 0.5, "{longest}: {}", end.story());
+    assert_eq!(report["steps_taken_again"], 0, "{report}");
+    assert_eq!(hash(&machine), finished().hash, "{}", end.story());
+}
+
+#[test]
 fn a_worker_with_a_wrong_bit_is_named_and_repaired() {
     let machine = Machine::new();
     let (end, _) = suffer(&machine, "[[fault]]\ndo = \"flip\"\nstep = 77\nrank = 2\n");

@@ -121,7 +121,7 @@ impl Shared {
         });
     }
 
-    /// Nobody else can end what blocks training.
+    /// Nobody else ends this worker's generation.
     pub(crate) fn give_up(&self) {
         self.change(|seat| {
             let effect = seat.place.give_up();

@@ -156,8 +156,8 @@ impl Place {
         self.commands.deserted = true;
     }
 
-    /// The other ranks had time to agree on an end, and training is still blocked among them: nobody but this worker can
-    /// end its generation.
+    /// Nobody but this worker can end its generation: the other ranks had time to agree on an end, and training is still blocked among
+    /// them; or they go on without it.
     pub fn give_up(&mut self) -> Effect {
         self.obey(Word::Abort(self.generation))
     }

@@ -20,6 +20,7 @@ use common::config::resolved::{Determinism, RunConfig};
 use common::ids::{Generation, ImagesSeen};
 use common::ledger::Mark;
 use common::schedule::{Position, Stage, StateVersion};
+use storage::faulty::Faults;
 use common::seed;
 use native::{HostF32, NativeError};
 use std::collections::BTreeMap;
@@ -77,6 +78,8 @@ pub struct Trainer {
     /// Which draw of random numbers this is, and its seed.
     draw: (u64, u64),
     injector: Injector,
+    /// What the store suffers on purpose.
+    store: Faults,
     /// The gradient in work is to be no number.
     poisoned: bool,
     statistics: Statistics,
@@ -134,6 +137,7 @@ impl Trainer {
             streak: Tensor::zeros([1], (Kind::Float, device)),
             draw: (0, seed),
             injector: Injector::default(),
+            store: Faults::default(),
             poisoned: false,
             statistics: Statistics::default(),
             told: Vec::new(),
@@ -146,9 +150,9 @@ impl Trainer {
         self.injector.begin(self.communicator.rank(), self.steps);
     }
 
-    /// Is struck by these faults, on purpose.
-    pub fn suffer(&mut self, injector: Injector) {
-        self.injector = injector;
+    /// Is struck by these faults, on purpose; `store` are those of this worker's store.
+    pub fn suffer(&mut self, injector: Injector, store: Faults) {
+        (self.injector, self.store) = (injector, store);
     }
 
     /// From now on random numbers are those of draw `number`.
@@ -293,7 +297,7 @@ impl Trainer {
 
     fn do_to_itself(&mut self, deed: Struck) {
         if let Some((deed, lasts)) = deed {
-            chaos::strike(deed, lasts, &self.communicator, &self.averages);
+            chaos::strike(deed, lasts, &self.communicator, &self.averages, &self.store);
         }
     }
 

@@ -5,7 +5,7 @@ use crate::run::{CLOCK, PATIENCE, Run, START, policy};
 use common::checkpoint::ManifestKey;
 use common::exit::Exit;
 use common::ids::{Generation, ImagesSeen, Rank};
-use coordinator_core::{Action, Cause, Event, ExitStatus, OnLoss, Phase, Policy, Reason, Stored};
+use coordinator_core::{Action, Cause, Command, Event, ExitStatus, OnLoss, Phase, Policy, Reason, Stored};
 use std::time::Duration;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -539,6 +539,35 @@ fn a_worker_elsewhere_that_is_lost_again_and_again_is_not_taken_back() {
         _ => None,
     });
     assert!(last.as_ref().is_some_and(|text| text.contains("was lost 5 times within 10 minutes")), "{last:?}");
+}
+
+#[test]
+fn a_worker_elsewhere_that_stays_in_its_old_generation_for_good_is_refused_in_the_end() {
+    let mut run = Run::new(Policy { local: 1, ..policy(2) });
+    let sick = run.arrive();
+    assert!(run.until(LONG, |run| run.trains_with(2)), "{:?}", run.cluster);
+    run.pass(5 * SECOND); // a generation that is known
+    (run.workers[sick].hung, run.workers[sick].stubborn) = (true, true);
+    assert!(run.until(LONG, |run| run.trains_with(1)), "{:?}", run.cluster);
+    assert!(matches!(run.cause(sick), Some(Cause::Hung { .. })));
+    assert!(run.until(5 * LONG, |run| !run.workers[sick].alive), "{:?}", run.cluster);
+    assert!(matches!(run.cause(sick), Some(Cause::Stuck { .. })));
+    assert!(run.trains_with(1), "and the other was not disturbed");
+}
+
+/// Nobody waits for the clock where all that are left say at one time that they are out.
+#[test]
+fn a_generation_that_all_leave_at_once_is_followed_at_once() {
+    let mut run = Run::started(policy(2));
+    run.net.together = 100;
+    let mark = run.log.len();
+    run.trouble(0, "a peer is lost");
+    run.trouble(1, "a peer is lost");
+    run.pass(Duration::ZERO);
+    assert_eq!(run.assignments(mark).len(), 0, "it is only recorded");
+    run.net.together = 0;
+    run.operator(Command::Scale(2));
+    assert_eq!(run.assignments(mark).len(), 2);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use crate::run::{CLOCK, PATIENCE, Run, STEP, policy};
 use common::checkpoint::ManifestKey;
 use common::exit::Exit;
 use common::ids::{Generation, ImagesSeen};
-use coordinator_core::{Action, Cause, Command, Entry, Event, Memory, Phase, Policy, Reason, Stored};
+use coordinator_core::{Action, Cause, Command, Entry, Event, Memory, Phase, Policy, Reason, SessionId, Standing, Stored};
 use std::time::Duration;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -239,6 +239,48 @@ fn a_torn_journal_costs_a_step_and_no_number_is_used_twice() {
         assert!(run.until(LONG, |run| run.trains_with(3)), "{:?}", run.cluster);
         assert!(run.images() > images, "the state was kept");
     }
+}
+
+/// They say so to a successor that does not know of that generation, and could not tell them to leave it in time.
+#[test]
+fn who_finishes_in_a_generation_that_was_torn_off_has_finished() {
+    let mut run = partly_local(2, 0);
+    run.trouble(0, "a peer is lost");
+    assert!(run.until(LONG, |run| run.generation() == 2 && run.trains_with(2)), "{:?}", run.cluster);
+    run.kill_coordinator();
+    let first = run.journal.iter().position(is_formed).expect("one was formed");
+    run.journal.truncate(first + 1);
+    run.take_over(false);
+    assert_eq!(run.generation(), 1);
+    let images = policy(2).total;
+    for index in 0..2 {
+        let (worker, session) = (run.id(index), SessionId(1000 + index as u64));
+        let (peer, device, host) = (run.workers[index].peer.clone(), "cpu".to_owned(), "here".to_owned());
+        let standing = Standing { generation: Generation(2), has_state: true, images, ..Standing::default() };
+        let stored = Stored { images, manifest: ManifestKey::new(images, Generation(2)).to_string() };
+        run.feed(Event::Joined { worker: worker.clone(), session, peer, device, host });
+        run.feed(Event::Progress { worker: worker.clone(), session, standing });
+        if index == 0 {
+            run.feed(Event::Stored { worker: worker.clone(), session, generation: Generation(2), stored });
+        }
+        run.feed(Event::Left { worker, session, exit: 0, message: "complete".into(), images });
+    }
+    run.until(LONG, |run| run.cluster.is_over());
+    let outcome = run.cluster.outcome().expect("it is over");
+    assert_eq!((outcome.exit, &outcome.reason), (Exit::Ok, &Reason::Complete { images }));
+}
+
+/// A coordinator was stopped for so long that its workers stored what they held, and left.
+#[test]
+fn what_is_found_in_the_store_after_a_pause_is_where_the_next_ones_start() {
+    let mut run = Run::started(policy(1));
+    let images = ImagesSeen(run.images() + 500);
+    let found = Stored { images, manifest: ManifestKey::new(images, Generation(1)).to_string() };
+    let mark = run.log.len();
+    run.feed(Event::Found(found.clone()));
+    run.kill(0);
+    assert!(run.until(LONG, |run| run.generation() == 2), "{:?}", run.cluster);
+    assert_eq!(run.assignments(mark)[0].1.resume, Some(found));
 }
 
 #[test]
