@@ -266,7 +266,9 @@ impl<'a> Driver<'a> {
                     self.note(Event::Found(Stored { images: key.images, manifest: key.to_string() }));
                 }
             }
-            Ok(Err(error)) => tracing::warn!("what was stored during a pause of this coordinator is not known: {error}"),
+            Ok(Err(error)) => {
+                tracing::warn!("what was stored during a pause of this coordinator is not known: {error}")
+            }
             Err(_) => tracing::warn!("what was stored during a pause of this coordinator is not known: no answer"),
         }
     }

@@ -8,7 +8,8 @@ use crate::driver::{Keep, Plan, tell};
 use crate::failure::Failure;
 use crate::journal::{Header, Journal};
 use crate::launch::{
-    BEAT_MAX, Options, Stage, close, drive, facts, fresh_name, hold, orphan_patience, policy, recipe, resume_command, suffering,
+    BEAT_MAX, Options, Stage, close, drive, facts, fresh_name, hold, orphan_patience, policy, recipe, resume_command,
+    suffering,
 };
 use crate::machine;
 use crate::origin::Target;

@@ -38,8 +38,7 @@ pub enum Call {
 }
 
 impl Call {
-    const ALL: [Self; 7] =
-        [Self::Put, Self::Part, Self::Complete, Self::Get, Self::Head, Self::Delete, Self::List];
+    const ALL: [Self; 7] = [Self::Put, Self::Part, Self::Complete, Self::Get, Self::Head, Self::Delete, Self::List];
 }
 
 /// What goes wrong.

@@ -4,10 +4,10 @@ use crate::cluster::Cluster;
 use crate::event::{ExitStatus, Stored};
 use crate::reason::{Cause, Reason};
 use crate::state::{Link, Member, Phase, Process};
+use crate::watch::HANG_MIN;
 use common::exit::Exit;
 use common::ids::ImagesSeen;
 use serde::{Deserialize, Serialize};
-use crate::watch::HANG_MIN;
 use std::time::Duration;
 
 /// Between the exit of a process that is still connected and the judgement on it: its farewell may be on its way.

@@ -20,11 +20,11 @@ use common::config::resolved::{Determinism, RunConfig};
 use common::ids::{Generation, ImagesSeen};
 use common::ledger::Mark;
 use common::schedule::{Position, Stage, StateVersion};
-use storage::faulty::Faults;
 use common::seed;
 use native::{HostF32, NativeError};
 use std::collections::BTreeMap;
 use std::ops::Range;
+use storage::faulty::Faults;
 use tch::{Device, Kind, Tensor, no_grad};
 use worker_core::FLAGS;
 

@@ -6,7 +6,9 @@ use crate::run::{CLOCK, PATIENCE, Run, STEP, policy};
 use common::checkpoint::ManifestKey;
 use common::exit::Exit;
 use common::ids::{Generation, ImagesSeen};
-use coordinator_core::{Action, Cause, Command, Entry, Event, Memory, Phase, Policy, Reason, SessionId, Standing, Stored};
+use coordinator_core::{
+    Action, Cause, Command, Entry, Event, Memory, Phase, Policy, Reason, SessionId, Standing, Stored,
+};
 use std::time::Duration;
 
 const SECOND: Duration = Duration::from_secs(1);
