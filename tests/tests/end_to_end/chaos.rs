@@ -89,6 +89,8 @@ fn a_store_that_is_away_delays_checkpoints_and_no_step() {
     let longer = Experiment::tiny().with("train.total_kimg", 3.2).with("checkpoint.every_kimg", 0.1);
     let (end, report) = suffer_in(&machine, longer, &(away(0) + &away(1) + &away(2)));
     assert_eq!((decided(&end, "lost").len(), decided(&end, "formed").len()), (0, 1), "{}", end.story());
+    let told = end.events("checkpoint").filter_map(|event| event["manifest"].as_str()).count();
+    assert_eq!(told, machine.manifests().len(), "each is told: {}", end.story());
     let longest = end.events("checkpoint").filter_map(|event| event["seconds"].as_f64()).fold(0.0, f64::max);
     assert!(longest > 0.3, "{longest}: {}", end.story());
     assert_eq!(report["steps_taken_again"], 0, "{report}");

@@ -175,8 +175,12 @@ impl Checkpoints {
         self.in_flight = Some(InFlight { cursor, began, stall, answer, share: None });
     }
 
-    /// Whether this rank has stored its share of the checkpoint in flight, well or badly.
+    /// Whether this rank has stored its share of the checkpoint in flight, well or badly. Rank 0 does not say so while the one before is
+    /// being committed: they are committed one after the other, and each is told.
     pub fn stored(&mut self) -> bool {
+        if self.committing.is_some() {
+            return false;
+        }
         let Some(flight) = &mut self.in_flight else { return false };
         if flight.share.is_none() {
             flight.share = match flight.answer.try_recv() {
