@@ -112,6 +112,8 @@ pub struct Driver<'a> {
     found: Option<Generation>,
     /// When the last input was taken.
     turned: Instant,
+    /// When somebody was last heard.
+    heard: Instant,
     supervisor: Supervisor,
     records: &'a mut Records,
     display: &'a mut Display,
@@ -159,6 +161,7 @@ impl<'a> Driver<'a> {
             keep,
             found,
             turned: now,
+            heard: now,
             supervisor,
             records,
             display,
@@ -210,8 +213,11 @@ impl<'a> Driver<'a> {
             };
             // after a pause of its own it may not be this coordinator any more whom workers obey, and what it would hold for
             // deaths may be departures
-            let paused = self.turned.elapsed();
-            if paused > PAUSE {
+            let hears = matches!(turn, Turn::Input(_)) || matches!(turn, Turn::Beats) && !beats.is_empty();
+            let stopped = self.turned.elapsed();
+            // whom nobody could reach was as good as stopped
+            let paused = if hears { stopped.max(self.heard.elapsed()) } else { stopped };
+            if stopped > PAUSE || paused >= self.keep.tenure.silence() {
                 let longest = if matches!(turn, Turn::Signal) { Duration::ZERO } else { self.doubts(paused) };
                 let lease = tokio::select! {
                     lease = self.keep.tenure.look(paused, longest) => lease,
@@ -229,6 +235,9 @@ impl<'a> Driver<'a> {
                 }
             }
             self.turned = Instant::now();
+            if hears {
+                self.heard = self.turned;
+            }
             match turn {
                 Turn::Input(input) => {
                     self.input(*input);

@@ -116,6 +116,12 @@ impl Beats {
         self.kept().remove(&session).map(|(_, progress)| progress)
     }
 
+    /// Whether none came since they were taken last.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.kept().is_empty()
+    }
+
     /// All that came since they were taken last.
     #[must_use]
     pub fn take(&self) -> BTreeMap<SessionId, (WorkerId, rpc::Progress)> {

@@ -81,7 +81,13 @@ impl Tenure {
         }
     }
 
-    /// After a pause of this coordinator: looks into the store for who has taken the run over, if somebody did. A store that does
+    /// Whoever gave no sign of life in the store for so long may have been replaced.
+    #[must_use]
+    pub fn silence(&self) -> Duration {
+        self.silence
+    }
+
+    /// After a pause of this coordinator, or a time in which it heard nobody: looks into the store for who has taken the run over, if somebody did. A store that does
     /// not answer is waited for after a pause in which somebody may have, at most for `longest`.
     pub async fn look(&self, paused: Duration, longest: Duration) -> Option<Lease> {
         let doubtful = paused >= self.silence;
@@ -96,8 +102,8 @@ impl Tenure {
             let last = !doubtful || Instant::now() + AGAIN >= end;
             if last || !std::mem::replace(&mut told, true) {
                 tracing::warn!(
-                    "after a pause of {:.1} s of this coordinator, the store does not say whether another one has taken \
-                     over; {}",
+                    "after {:.1} s in which this coordinator stood still or heard nobody, the store does not say whether another \
+                     one has taken over; {}",
                     paused.as_secs_f64(),
                     if last { "it goes on" } else { "it orders nothing until it knows" }
                 );

@@ -4,7 +4,7 @@
 //! next one as soon as all of them have: nobody waits for a clock unless somebody is silent.
 
 use crate::cluster::{Cluster, Ending, Formation, Stop};
-use crate::event::{Action, Assignment, SessionId, WorkerId};
+use crate::event::{Action, Assignment, SessionId, Stored, WorkerId};
 use crate::journal::Entry;
 use crate::reason::{Cause, Reason, Refusal, name};
 use crate::state::{Link, Loss, Member, OnLoss, Phase, Process};
@@ -194,9 +194,21 @@ impl Cluster {
             .filter_map(|member| member.standing.held())
             .collect();
         let latest = held.into_iter().max();
-        // all that is held is older than what a later generation has stored
+        // all that is held is older than what a later generation has stored, or one of the same before it left; within a round images
+        // grow with the first step, and are stored after the last
+        let further = |stored: &Stored| {
+            let holds = |m: &&Member| {
+                let (at, whole) = (m.standing.images, m.standing.step == 0);
+                m.standing.held() == latest && (at > stored.images || at == stored.images && whole)
+            };
+            !eligible.iter().filter_map(|worker| self.members.get(worker)).any(|member| holds(&member))
+        };
         rollback |= latest.is_some_and(|line| line < self.newest_from);
-        if rollback || !self.goes_on(over, latest) {
+        rollback |= latest == Some(self.newest_from) && self.newest.as_ref().is_some_and(further);
+        // who was in it knows whether a step was taken: that takes all
+        let is_witness = |worker: &WorkerId| self.members.get(worker).is_some_and(|m| m.standing.generation == over);
+        let witnessed = eligible.iter().any(is_witness);
+        if rollback || !self.goes_on(over, latest, witnessed) {
             self.forked = self.generation;
         }
         self.line = latest.filter(|_| !rollback).unwrap_or(self.generation);
@@ -233,9 +245,10 @@ impl Cluster {
     }
 
     /// Whether a generation that starts from a state of line `latest` goes on from what the one before, `over`, had reached: it took
-    /// the last step of that state, or was not seen to take any.
-    fn goes_on(&self, over: Generation, latest: Option<Generation>) -> bool {
-        latest.is_some_and(|line| line >= over || line == self.line && self.formation.steps == 0)
+    /// the last step of that state, or none, as one says who was in it.
+    fn goes_on(&self, over: Generation, latest: Option<Generation>, witnessed: bool) -> bool {
+        let took_none = witnessed && self.formation.steps == 0;
+        latest.is_some_and(|line| line >= over || line == self.line && took_none)
     }
 
     pub(crate) fn assignment_of(&self, worker: &WorkerId, session: SessionId) -> Option<Action> {
@@ -353,11 +366,15 @@ impl Cluster {
 
     /// Whether everybody who can be spoken to has left the generation that is over. Who does not in time is lost.
     fn all_are_out(&mut self, waited: Duration, now: Duration, actions: &mut Vec<Action>) -> bool {
-        let is_in = |(_, member): &(&WorkerId, &Member)| matches!(member.link, Link::Up { .. });
-        if waited < self.policy.patience {
-            return !self.at_work().any(|it| is_in(&it));
+        let patience = self.policy.patience;
+        let is_in = |member: &Member| matches!(member.link, Link::Up { .. });
+        // who came back a moment ago has hardly heard of it
+        let has_time = |member: &Member| waited < patience || waited < patience * 2 && now < member.came + patience;
+        if self.at_work().any(|(_, member)| is_in(member) && has_time(member)) {
+            return false;
         }
-        let outstanding: Vec<_> = self.at_work().filter(is_in).map(|(worker, _)| worker.clone()).collect();
+        let outstanding: Vec<_> =
+            self.at_work().filter(|(_, member)| is_in(member)).map(|(worker, _)| worker.clone()).collect();
         for worker in outstanding {
             self.lose(&worker, Cause::Stuck { for_: waited }, now, actions);
         }

@@ -157,6 +157,8 @@ pub struct Member {
     pub standing: Standing,
     /// When it began to wait for a place.
     pub ready_since: Duration,
+    /// When its present stream was opened.
+    pub(crate) came: Duration,
     /// Whether it said on its present stream where it stands.
     pub(crate) heard: bool,
     /// When it became known.
@@ -195,6 +197,7 @@ impl Member {
             process,
             standing: Standing::default(),
             ready_since: now,
+            came: now,
             heard: false,
             since: now,
             placed_at: None,

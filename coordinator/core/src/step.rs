@@ -196,7 +196,7 @@ impl Cluster {
         let member = self.members.entry(worker.clone()).or_insert_with(elsewhere);
         member.link = Link::Up { session, seen: now };
         // what was said on an older stream may not have been heard
-        (member.heard, member.asked) = (false, None);
+        (member.came, member.heard, member.asked) = (now, false, None);
         Ok(member)
     }
 

@@ -3,7 +3,7 @@
 use crate::invariants;
 use crate::plan::{Millis, Plan};
 use crate::streams::{Counted, Down, Stream, Up};
-use crate::succession::{Seat, epoch, pid};
+use crate::succession::{MISSED, Seat, epoch, pid};
 use crate::world::{Item, Step, Timer, World, tell};
 use common::ids::Generation;
 use coordinator_core::invariants::History as Observed;
@@ -38,6 +38,8 @@ pub(crate) struct Coordinator {
     pub turned: Millis,
     /// Stopped for so long that it may have been replaced: until when it waits for the store.
     pub doubts: Option<Millis>,
+    /// When a worker was last heard.
+    pub heard: Millis,
     /// Stopped for so long that its workers may have stored what they held, and left.
     pub catches_up: bool,
     looked: Millis,
@@ -72,6 +74,7 @@ impl Coordinator {
             beat,
             turned: born,
             doubts: None,
+            heard: born,
             catches_up: false,
             looked: born,
             paused: 0,
@@ -101,14 +104,20 @@ impl Coordinator {
 impl World {
     /// Whether a coordinator may take something up now: none that is dead, and none that finds that it was replaced. It looks after
     /// every pause of its own, and as often as it says to the store that it lives.
-    pub(crate) fn takes_up(&mut self, c: usize) -> bool {
+    pub(crate) fn takes_up(&mut self, c: usize, of_worker: bool) -> bool {
         if !self.coordinators[c].alive {
             return false;
         }
         let pulse = self.pulse();
         let mine = &mut self.coordinators[c];
-        let paused = self.now > mine.turned + PAUSE.as_millis() as Millis;
-        mine.catches_up |= self.now >= mine.turned + self.plan.orphan_patience / 2;
+        let stopped = self.now - mine.turned;
+        // whom nobody could reach was as good as stopped
+        let away = if of_worker { stopped.max(self.now - mine.heard) } else { stopped };
+        let paused = stopped > PAUSE.as_millis() as Millis || away >= pulse * (MISSED - 1);
+        if of_worker {
+            mine.heard = self.now;
+        }
+        mine.catches_up |= away >= self.plan.orphan_patience / 2;
         mine.turned = self.now;
         if paused || self.now >= mine.looked + pulse {
             mine.looked = self.now;

@@ -99,6 +99,11 @@ pub fn nothing_older_is_obeyed(worker: &str, entered: Generation, before: Genera
     })
 }
 
+/// Who hears a coordinator does not end the run because others hear none.
+pub fn orphans_end_a_run_only_together(worker: &str, alike: bool) -> Holds {
+    holds("orphans end a run only together", alike, || format!("{worker} is none, and ends it as one"))
+}
+
 /// One worker at most has a rank.
 pub fn a_rank_is_given_once(generation: Generation, rank: u32, free: bool) -> Holds {
     holds("a rank is given once", free, || format!("two workers are rank {rank} of {generation}"))

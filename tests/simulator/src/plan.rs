@@ -200,8 +200,14 @@ impl Plan {
             faults.extend((0..4).map(|who| (from + late.between(1, patience / 2), Fault::BreakStream(who))));
             faults.push((from + patience * 3 / 4, Fault::Kill(late.below(4))));
         }
-        faults.sort_by_key(|(at, _)| *at);
-        Self {
+        let mut apart = Chance::new(seed ^ 0xA9A);
+        if workers > 1 && apart.happens(6) {
+            // for longer than a peer's silence is borne
+            let (at, time) = (apart.between(1500, fault_time.max(1600)), apart.between(11_000, 40_000));
+            faults.push((at, Fault::CutPeers(apart.below(8), apart.below(8), time)));
+            fault_time = fault_time.max(at + time);
+        }
+        let mut plan = Self {
             seed,
             policy,
             orphan_patience: c.between(4, 12) * if successions.is_empty() { 1000 } else { 4000 },
@@ -219,7 +225,20 @@ impl Plan {
             healed: fault_time + 200,
             stop_after: c.happens(40).then(|| c.below(15_000)),
             faults,
+        };
+        if workers > 1 && successions.is_empty() && apart.happens(6) {
+            plan.orphan_one(&mut apart, patience);
         }
+        plan.faults.sort_by_key(|(at, _)| *at);
+        plan
+    }
+
+    /// One worker alone does not hear the coordinator, nor is heard, for so long that it leaves.
+    fn orphan_one(&mut self, c: &mut Chance, patience: Millis) {
+        let (at, who) = (c.between(1500, 6000), c.below(8));
+        let time = self.orphan_patience + patience * c.between(2, 8);
+        self.faults.extend([(at, Fault::CutUp(who, time)), (at, Fault::CutDown(who, time))]);
+        self.healed = self.healed.max(at + time + 200);
     }
 }
 

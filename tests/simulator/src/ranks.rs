@@ -5,12 +5,15 @@
 use crate::history::State;
 use crate::invariants;
 use crate::plan::Millis;
-use crate::world::{Item, Step, Timer, World};
-use common::ids::Generation;
+use crate::world::{Item, Step, Timer, World, tell};
+use common::ids::{Generation, Rank};
 use common::schedule::StateVersion;
 use std::rc::Rc;
 use std::sync::Arc;
 use worker_core::Flags;
+
+/// Nine unanswered questions, one each second.
+const PEER_SILENCE: Millis = 10_000;
 
 /// Numbers of samples, counted from the beginning of the run: from, to.
 pub(crate) type Samples = (u64, u64);
@@ -85,7 +88,50 @@ impl World {
         invariants::a_rank_is_given_once(generation, rank, place.is_none())?;
         *place = Some(w);
         self.workers[w].mesh = Some((index, rank as usize));
+        for other in self.meshes[index].there.clone().into_iter().flatten() {
+            self.watch_pair(w, other);
+        }
         self.say_to_ranks(w, Said::Hello)
+    }
+
+    /// How long the host of a peer may say nothing.
+    pub(crate) fn peer_silence(&self) -> Millis {
+        (self.plan.policy.patience.as_millis() as Millis).max(PEER_SILENCE)
+    }
+
+    fn are_cut(&self, one: usize, other: usize) -> bool {
+        let concerns = |from, to| (from, to) == (one, other) || (to, from) == (one, other);
+        self.peers_cut.iter().any(|&(from, to, until)| self.now < until && concerns(from, to))
+    }
+
+    /// Two ranks between which a direction is cut: one's words are not acknowledged, the other's questions are not answered.
+    pub(crate) fn watch_pair(&mut self, one: usize, other: usize) {
+        let mesh = |w: usize| self.workers[w].mesh.map(|(mesh, _)| mesh);
+        let Some(mesh) = mesh(one).filter(|mine| Some(*mine) == mesh(other)) else { return };
+        if self.are_cut(one, other) {
+            let at = self.now + self.peer_silence();
+            for (w, peer) in [(one, other), (other, one)] {
+                self.push(at, Item::Worker(w, Timer::Unreached(mesh, peer)));
+            }
+        }
+    }
+
+    /// Nothing of a peer's host has come for too long.
+    pub(crate) fn unreached(&mut self, w: usize, mesh: usize, peer: usize) -> Step {
+        let rank = |w: usize| self.workers[w].mesh.and_then(|(mine, rank)| (mine == mesh).then_some(rank));
+        let (Some(_), Some(theirs), true) = (rank(w), rank(peer), self.are_cut(w, peer)) else { return Ok(()) };
+        tell!(self, "{} does not reach {}", self.workers[w].id, self.workers[peer].id);
+        self.workers[w].unreached = Some(Rank(theirs as u32));
+        self.mesh_fails(w)
+    }
+
+    /// The first rank that a worker has not met.
+    pub(crate) fn missing(&self, w: usize) -> Option<Rank> {
+        let (mesh, mine) = self.workers[w].mesh?;
+        let met =
+            |(rank, there): (usize, &Option<usize>)| rank == mine || there.is_some_and(|other| !self.are_cut(w, other));
+        let missing = self.meshes[mesh].there.iter().enumerate().position(|(rank, there)| !met((rank, there)))?;
+        Some(Rank(missing as u32))
     }
 
     /// A rank makes a call. It ends when all have.

@@ -15,7 +15,7 @@ use std::time::Duration;
 /// Shortest and longest time between two signs of life of a coordinator in the store.
 const PULSE: [Millis; 2] = [500, 30_000];
 /// So many must fail to come before a holder counts as dead.
-const MISSED: u64 = 4;
+pub(crate) const MISSED: u64 = 4;
 
 /// Where a coordinator listens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -70,6 +70,20 @@ impl World {
         away.max(self.coordinators[c].cut)
     }
 
+    /// Whether a coordinator that has heard of nobody for long, and hears somebody now, has to wait for the store first.
+    pub(crate) fn is_doubtful(&mut self, c: usize) -> bool {
+        let mine = &self.coordinators[c];
+        let quiet = mine.alive && self.now >= mine.heard + self.pulse() * (MISSED - 1);
+        if !quiet || self.now >= self.unseen_until(c) {
+            return false;
+        }
+        let Some(until) = self.doubts(c) else { return false };
+        tell!(self, "coordinator {} may have been replaced while it heard nobody", epoch(c));
+        self.coordinators[c].paused = until;
+        self.push(until, Item::ResumeCoordinator(c));
+        true
+    }
+
     /// Until when a coordinator that was stopped for so long that it may have been replaced orders nothing, because it cannot see
     /// whether it was: at most for half as long as workers wait for one.
     pub(crate) fn doubts(&mut self, c: usize) -> Option<Millis> {
@@ -78,7 +92,8 @@ impl World {
         let mine = &mut self.coordinators[c];
         let longest = *mine.doubts.get_or_insert(self.now + self.plan.orphan_patience / 2);
         let until = unseen.min(longest);
-        if self.now >= mine.turned + watched && self.now < until {
+        let away = self.now - mine.turned.min(mine.heard);
+        if away >= watched && self.now < until {
             return Some(until);
         }
         mine.doubts = None;

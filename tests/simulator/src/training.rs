@@ -17,9 +17,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use worker_core::{Activity, After, Agreed, Agreement, Ending, FLAGS, Flags, after, agree};
 
-/// Every rank must be there within this time.
-pub(crate) const CONNECT: Millis = 60_000;
-
 /// What a training thread is at.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Job {
@@ -123,6 +120,11 @@ impl World {
         self.push(self.now + time, Item::Worker(w, Timer::Work(work)));
     }
 
+    /// Every rank must be there within this time.
+    pub(crate) fn time_to_meet(&self) -> Millis {
+        self.peer_silence() + self.plan.policy.patience.as_millis() as Millis
+    }
+
     pub(crate) fn prepare(&mut self, w: usize) {
         self.workers[w].progress.activity = Activity::Data;
         let time = self.net.between(10, self.plan.start);
@@ -137,6 +139,7 @@ impl World {
                 self.call_is_through(w, &all, state)
             }
             Timer::MeshBroken(mesh) if self.workers[w].mesh.is_some_and(|(mine, _)| mine == mesh) => self.mesh_fails(w),
+            Timer::Unreached(mesh, peer) => self.unreached(w, mesh, peer),
             Timer::Share(number) => {
                 let fails = self.now < self.store_fails;
                 if let Some(flight) = self.workers[w].storing.in_flight.as_mut().filter(|f| f.number == number) {
@@ -164,8 +167,10 @@ impl World {
                 self.workers[w].progress.activity = Activity::Join;
                 self.wait(w, "")
             }
-            // nobody came
-            Job::Meeting => self.lose_generation(w, "not all ranks came"),
+            Job::Meeting => {
+                self.workers[w].unreached = self.missing(w);
+                self.lose_generation(w, "not all ranks came")
+            }
             Job::Restoring(_) if self.now < self.store_hangs => {
                 let rest = self.store_hangs - self.now;
                 self.excuse(w, self.store_hangs);
@@ -231,7 +236,8 @@ impl World {
         self.workers[w].job = Job::Meeting;
         self.workers[w].mesh_failed = self.is_aborted(w);
         self.workers[w].assignment = Some(assignment);
-        self.work_for(w, CONNECT);
+        self.workers[w].unreached = None;
+        self.work_for(w, self.time_to_meet());
         self.meet(w, generation, &peers, rank)
     }
 
@@ -430,7 +436,11 @@ impl World {
         match agreed.ending(world) {
             None => self.next_step(w),
             Some(Ending::Regroup) => self.ends(w, Ok(Ending::Regroup), ""),
-            Some(ending) => self.finish(w, ending, Stage::Before { again: false }),
+            Some(ending) => {
+                let alike = ending != Ending::Orphaned || self.workers[w].is_orphan();
+                invariants::orphans_end_a_run_only_together(&self.workers[w].id, alike)?;
+                self.finish(w, ending, Stage::Before { again: false })
+            }
         }
     }
 

@@ -8,7 +8,7 @@ use crate::succession::{Seat, epoch};
 use crate::training::{Job, Storing};
 use crate::world::{Item, Step, Timer, World, tell};
 use common::exit::Exit;
-use common::ids::{Generation, ImagesSeen};
+use common::ids::{Generation, ImagesSeen, Rank};
 use coordinator_core::{Assignment, ExitStatus, Standing, WorkerId};
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -103,6 +103,8 @@ pub(crate) struct Worker {
     pub held: Option<Held>,
     /// The state that it held when it ended and did not store it.
     pub lost_with_it: Option<State>,
+    /// The rank that it did not reach in the generation that it is in.
+    pub unreached: Option<Rank>,
     pub progress: Progress,
     pub wishes: Wishes,
     pub storing: Storing,
@@ -197,6 +199,7 @@ impl World {
             assignment: None,
             held: None,
             lost_with_it: None,
+            unreached: None,
             progress: Progress::default(),
             wishes: Wishes::default(),
             storing: Storing::default(),
@@ -517,8 +520,9 @@ impl World {
 
     /// Prepared, and in no generation.
     pub(crate) fn wait(&mut self, w: usize, trouble: &str) -> Step {
-        let held = self.workers[w].held.is_some();
-        self.workers[w].place.wait(held, Trouble { why: trouble.to_owned(), ..Trouble::default() });
+        let worker = &mut self.workers[w];
+        let trouble = Trouble { why: trouble.to_owned(), unreached: worker.unreached.take(), ..Trouble::default() };
+        worker.place.wait(worker.held.is_some(), trouble);
         self.workers[w].job = Job::Waiting;
         self.stand(w);
         self.hear_orders(w)

@@ -73,6 +73,8 @@ pub(crate) enum Timer {
     /// A call with the other ranks is through.
     Call(usize, Rc<[Said]>, Option<State>),
     MeshBroken(usize),
+    /// For so long nothing has come from a peer.
+    Unreached(usize, usize),
     /// Its share of a checkpoint was sent to the store.
     Share(u64),
     /// A manifest was sent to the store.
@@ -202,7 +204,7 @@ impl World {
         let whole = |time: Duration| time.as_millis() as Millis;
         let last = self.plan.healed + whole(self.plan.policy.startup) * 4 + 400_000;
         // who is left when the run is over has this long to find out
-        let leave = self.plan.orphan_patience + patience * 7 + 17_000 + self.plan.store * 4 + crate::training::CONNECT;
+        let leave = self.plan.orphan_patience + patience * 7 + 17_000 + self.plan.store * 4 + self.time_to_meet();
         let mut over: Option<Millis> = None;
         while let Some(Reverse(Entry { at, item, .. })) = self.queue.pop() {
             self.now = at;
@@ -246,7 +248,12 @@ impl World {
                 self.push(self.now + 500, item);
                 return Ok(());
             }
-            if !self.takes_up(c) {
+            let of_worker = matches!(item, Item::Up(..));
+            if of_worker && self.is_doubtful(c) {
+                self.coordinators[c].deferred.push(item);
+                return Ok(());
+            }
+            if !self.takes_up(c, of_worker) {
                 return Ok(());
             }
             self.catch_up(c)?;
@@ -414,8 +421,7 @@ impl World {
                     Fault::CutPeers(_, other, time) => {
                         let Some(other) = self.living(other) else { return Ok(()) };
                         self.peers_cut.push((w, other, until(time)));
-                        self.excuse(w, until(time));
-                        self.excuse(other, until(time));
+                        self.watch_pair(w, other);
                     }
                     Fault::Term(_) => self.push(now, Item::Worker(w, Timer::Term)),
                     _ => {}

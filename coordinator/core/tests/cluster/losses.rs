@@ -271,6 +271,27 @@ fn one_that_was_placed_and_never_filled_is_no_holder_of_the_newer_state() {
     assert_eq!((worker, assignment.rollback, assignment.resume), (run.id(spare), true, stored));
 }
 
+/// It was alone, and lost because nobody heard it: another one has gone on from before its first step.
+#[test]
+fn what_one_has_stored_of_whose_steps_nothing_was_heard_is_of_a_line_that_was_left() {
+    let mut run = Run::new(Policy { local: 0, ..policy(2) });
+    run.arrive();
+    run.arrive();
+    assert!(run.until(LONG, |run| run.trains_with(2) && run.images() > 3), "{:?}", run.cluster);
+    run.operator(Command::Scale(1));
+    assert!(run.until(LONG, |run| run.generation() == 2), "{:?}", run.cluster);
+    let alone = run.rank(0);
+    run.workers[alone].mute = true;
+    assert!(run.until(LONG, |run| run.generation() == 3), "{:?}", run.cluster);
+    run.workers[alone].mute = false;
+    run.pass(SECOND);
+    let (worker, images) = (run.id(alone), ImagesSeen(run.images() + 50));
+    let session = run.workers[alone].session.expect("it has come back");
+    let stored = Stored { images, manifest: ManifestKey::new(images, Generation(2)).to_string() };
+    run.feed(Event::Stored { worker, session, generation: Generation(2), stored });
+    assert_eq!(run.cluster.newest(), None);
+}
+
 #[test]
 fn what_was_stored_counts_still_after_a_generation_that_took_no_step() {
     let mut run = Run::started(policy(2));

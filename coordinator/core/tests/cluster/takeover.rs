@@ -285,6 +285,42 @@ fn what_is_found_in_the_store_after_a_pause_is_where_the_next_ones_start() {
     assert_eq!(run.assignments(mark)[0].1.resume, Some(found));
 }
 
+/// Of its generation, which is over for long, it has had no time to hear.
+#[test]
+fn who_is_the_last_to_find_the_successor_is_not_taken_for_stuck() {
+    let mut run = partly_local(2, 0);
+    run.workers.iter_mut().for_each(|worker| worker.mute = true);
+    run.kill_coordinator();
+    run.take_over(false);
+    let joins = |run: &mut Run, index: usize| {
+        let (worker, session, peer) = (run.id(index), SessionId(1000 + index as u64), run.workers[index].peer.clone());
+        run.feed(Event::Joined { worker, session, peer, device: "cpu".into(), host: "here".into() });
+    };
+    let is_out = |run: &mut Run, index: usize| {
+        let standing = Standing {
+            generation: Generation(1),
+            ready: true,
+            has_state: true,
+            trouble: "a peer is gone".into(),
+            ..run.workers[index].standing.clone()
+        };
+        run.feed(Event::Progress { worker: run.id(index), session: SessionId(1000 + index as u64), standing });
+    };
+    joins(&mut run, 0);
+    is_out(&mut run, 0);
+    assert_eq!(run.phase(), Phase::Reconfiguring);
+    run.pass(PATIENCE / 2);
+    is_out(&mut run, 0);
+    run.pass(PATIENCE * 3 / 4);
+    is_out(&mut run, 0);
+    joins(&mut run, 1);
+    run.pass(CLOCK * 2);
+    assert_eq!((run.cause(1), run.phase()), (None, Phase::Reconfiguring));
+    is_out(&mut run, 1);
+    assert_eq!(run.cluster.world(), 2);
+    assert!(run.generation() > 1);
+}
+
 #[test]
 fn a_journal_that_is_lost_whole_costs_a_step_too() {
     let mut run = partly_local(3, 0);
