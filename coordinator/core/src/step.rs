@@ -319,6 +319,10 @@ impl Cluster {
             (Command::Kill, _) => self.drain(Ending::Kill, now, actions),
             (Command::Stop, Phase::Gathering) => self.drain(Ending::Withdraw, now, actions),
             (Command::Stop, Phase::Running | Phase::Reconfiguring) => self.want_stop(None, now, actions),
+            // it ends already; a successor that comes before it has must not begin anew
+            (Command::Stop, Phase::Draining) if self.stop.is_none() => {
+                actions.push(Action::Record(Entry::Stopping { verdict: None }));
+            }
             (Command::Stop, Phase::Draining | Phase::Done | Phase::Failed) => {}
             (Command::Checkpoint, Phase::Running | Phase::Reconfiguring) => self.checkpoint_wanted = true,
             (Command::Checkpoint, _) => actions.push(Action::Report(Reason::NothingToStore)),

@@ -7,7 +7,7 @@ use common::checkpoint::ManifestKey;
 use common::exit::Exit;
 use common::ids::{Generation, ImagesSeen};
 use coordinator_core::{
-    Action, Cause, Command, Entry, Event, Memory, Phase, Policy, Reason, SessionId, Standing, Stored,
+    Action, Cause, Command, Entry, Event, ExitStatus, Memory, Phase, Policy, Reason, SessionId, Standing, Stored,
 };
 use std::time::Duration;
 
@@ -283,6 +283,22 @@ fn what_is_found_in_the_store_after_a_pause_is_where_the_next_ones_start() {
     run.kill(0);
     assert!(run.until(LONG, |run| run.generation() == 2), "{:?}", run.cluster);
     assert_eq!(run.assignments(mark)[0].1.resume, Some(found));
+}
+
+/// The run is failing, which is written down when it has.
+#[test]
+fn a_stop_that_is_asked_for_while_a_run_fails_holds_for_the_successor_too() {
+    let mut run = Run::started(Policy { failures: 1, ..policy(1) });
+    run.workers[0].lingers = true;
+    run.leave(0, 3, "the file is wrong");
+    assert!(run.until(SECOND, |run| run.phase() == Phase::Draining), "{:?}", run.cluster);
+    run.operator(Command::Stop);
+    run.kill_coordinator();
+    run.take_over(false);
+    let mark = run.log.len();
+    run.exit(0, ExitStatus::Code(3));
+    assert!(run.until(LONG, |run| run.cluster.is_over()), "{:?}", run.cluster);
+    assert_eq!(run.count(mark, is_spawn), 0);
 }
 
 /// Of its generation, which is over for long, it has had no time to hear.
