@@ -2,7 +2,7 @@
 //!
 //! Decisions are `coordinator_core`'s. What is here is translation: messages into events, actions into messages and signals,
 //! both into news for the operator. Nothing here waits for a worker, a disk or a store while an input is due, but after a pause of
-//! its own in which it may have been replaced.
+//! its own, or a time in which it heard nobody, in which it may have been replaced.
 
 use crate::admission::Token;
 use crate::chaos::Chaos;
@@ -112,7 +112,7 @@ pub struct Driver<'a> {
     found: Option<Generation>,
     /// When the last input was taken.
     turned: Instant,
-    /// When somebody was last heard.
+    /// When a worker was last heard.
     heard: Instant,
     supervisor: Supervisor,
     records: &'a mut Records,
@@ -213,7 +213,12 @@ impl<'a> Driver<'a> {
             };
             // after a pause of its own it may not be this coordinator any more whom workers obey, and what it would hold for
             // deaths may be departures
-            let hears = matches!(turn, Turn::Input(_)) || matches!(turn, Turn::Beats) && !beats.is_empty();
+            let hears = match &turn {
+                // an operator is no worker
+                Turn::Input(input) => !matches!(**input, Input::Asked { .. }),
+                Turn::Beats => !beats.is_empty(),
+                Turn::Child(_) | Turn::Signal | Turn::Clock => false,
+            };
             let stopped = self.turned.elapsed();
             // whom nobody could reach was as good as stopped
             let paused = if hears { stopped.max(self.heard.elapsed()) } else { stopped };
