@@ -285,6 +285,20 @@ fn what_is_found_in_the_store_after_a_pause_is_where_the_next_ones_start() {
     assert_eq!(run.assignments(mark)[0].1.resume, Some(found));
 }
 
+/// One of the same generation had stored its last step, and left; the others had not come so far.
+#[test]
+fn what_a_generation_has_stored_comes_before_what_its_members_hold_if_it_is_further() {
+    let mut run = Run::started(policy(1));
+    let images = ImagesSeen(run.images() + 500);
+    let found = Stored { images, manifest: ManifestKey::new(images, Generation(1)).to_string() };
+    let mark = run.log.len();
+    run.feed(Event::Found(found.clone()));
+    run.trouble(0, "a call failed");
+    assert!(run.until(LONG, |run| run.generation() == 2), "{:?}", run.cluster);
+    let (_, given) = &run.assignments(mark)[0];
+    assert_eq!((given.rollback, &given.resume), (true, &Some(found)));
+}
+
 /// The run is failing, which is written down when it has.
 #[test]
 fn a_stop_that_is_asked_for_while_a_run_fails_holds_for_the_successor_too() {
