@@ -1,8 +1,11 @@
 //! The sole owner of the cluster: takes what has come in, has the core record and judge it, performs what it orders.
 //!
 //! Decisions are `coordinator_core`'s. What is here is translation: messages into events, actions into messages and signals,
-//! both into news for the operator. Nothing here waits for a worker, a disk or a store while an input is due, but after a pause of
-//! its own, or a time in which it heard nobody, in which it may have been replaced.
+//! both into news for the operator. Nothing here waits for a worker, a disk or a store while an input is due, but after an absence
+//! ([`absence`]), in which it may have been replaced. What is ordered is done in [`orders`].
+
+mod absence;
+mod orders;
 
 use crate::admission::Token;
 use crate::chaos::Chaos;
@@ -13,16 +16,14 @@ use crate::records::Records;
 use crate::render::News;
 use crate::server::{Beats, Input, Outbox};
 use crate::supervisor::{ChildEvent, Recipe, Supervisor};
-use crate::tenure::{Bequest, Tenure};
+use crate::tenure::Tenure;
 use crate::view::{self, Facts, Reported};
-use crate::wire::{self, Places, TEXT_MAX, cut};
+use crate::wire::{Places, TEXT_MAX, cut};
 use common::exit::Exit;
 use common::ids::{Generation, ImagesSeen};
-use common::ledger;
 use common::metrics;
 use coordinator_core::{
-    Action, Assignment, Cluster, Command, Entry, Event, Member, Outcome, PAUSE, Policy, Process, Reason, SessionId,
-    Stored, WorkerId, judge, record,
+    Cluster, Command, Event, Member, Outcome, Policy, Process, Reason, SessionId, Stored, WorkerId,
 };
 use rpc::from_worker::Body;
 use rpc::to_worker;
@@ -39,15 +40,12 @@ const LISTEN: Duration = Duration::from_millis(20);
 const LISTEN_MIN: Duration = Duration::from_millis(2);
 /// Of signs of life for the workers there are a thousand in a second at most.
 const BEAT_EACH: Duration = Duration::from_millis(1);
-/// Longest look for the newest checkpoint after a long pause.
-const CATCH_UP: Duration = Duration::from_secs(20);
 /// Last lines of each worker that are shown when it is lost.
 const TAIL: usize = 24;
 /// Lost workers whose last lines are kept.
 const TAILS: usize = 8;
 /// After the end, for the last words to workers elsewhere.
 const LAST_WORDS: Duration = Duration::from_millis(100);
-
 /// After the end, for giving the run back in its store.
 const LAST_PULSE: Duration = Duration::from_secs(20);
 /// The same after a second interrupt.
@@ -211,37 +209,14 @@ impl<'a> Driver<'a> {
                 _ = listen.tick() => Turn::Beats,
                 lease = self.keep.tenure.replaced() => return Ok(self.give_way(lease)),
             };
-            // after a pause of its own it may not be this coordinator any more whom workers obey, and what it would hold for
-            // deaths may be departures
             let hears = match &turn {
                 // an operator is no worker
                 Turn::Input(input) => !matches!(**input, Input::Asked { .. }),
                 Turn::Beats => !beats.is_empty(),
                 Turn::Child(_) | Turn::Signal | Turn::Clock => false,
             };
-            let stopped = self.turned.elapsed();
-            // whom nobody could reach was as good as stopped
-            let paused = if hears { stopped.max(self.heard.elapsed()) } else { stopped };
-            if stopped > PAUSE || paused >= self.keep.tenure.silence() {
-                let longest = if matches!(turn, Turn::Signal) { Duration::ZERO } else { self.doubts(paused) };
-                let lease = tokio::select! {
-                    lease = self.keep.tenure.look(paused, longest) => lease,
-                    // the operator knows better
-                    Some(()) = signals.recv() => {
-                        self.signal();
-                        None
-                    }
-                };
-                if let Some(lease) = lease {
-                    return Ok(self.give_way(lease));
-                }
-                if paused >= self.plan.orphan_patience / 2 {
-                    self.catch_up().await;
-                }
-            }
-            self.turned = Instant::now();
-            if hears {
-                self.heard = self.turned;
+            if let Some(lease) = self.come_back(hears, matches!(turn, Turn::Signal), signals).await {
+                return Ok(self.give_way(lease));
             }
             match turn {
                 Turn::Input(input) => {
@@ -255,8 +230,8 @@ impl<'a> Driver<'a> {
                 Turn::Beats => {
                     // what was said before a beat was kept is heard before it, but for what comes just now: both say much the same
                     self.drain(&mut inputs);
-                    for (session, (worker, progress)) in beats.take() {
-                        self.said(worker, session, Body::Progress(progress));
+                    for (session, (worker, standing)) in beats.take() {
+                        self.note(Event::Progress { worker, session, standing });
                     }
                     self.judge();
                 }
@@ -265,65 +240,10 @@ impl<'a> Driver<'a> {
         self.finish(inputs).await
     }
 
-    /// How long to wait for the store after a pause in which another coordinator may have taken the run over: workers that hear nobody
-    /// count from before it.
-    fn doubts(&self, paused: Duration) -> Duration {
-        let (orphan, patience) = (self.plan.orphan_patience, self.plan.policy.patience);
-        (orphan / 2).min(orphan.saturating_sub(paused + patience * 4))
-    }
-
-    /// After a pause in which workers may have given this coordinator up: what they stored before they left is what others start from.
-    async fn catch_up(&mut self) {
-        match timeout(CATCH_UP, self.keep.run.newest_good(false)).await {
-            Ok(Ok(newest)) => {
-                if let Some(key) = newest.manifest.map(|manifest| manifest.key()) {
-                    self.note(Event::Found(Stored { images: key.images, manifest: key.to_string() }));
-                }
-            }
-            Ok(Err(error)) => {
-                tracing::warn!("what was stored during a pause of this coordinator is not known: {error}")
-            }
-            Err(_) => tracing::warn!("what was stored during a pause of this coordinator is not known: no answer"),
-        }
-    }
-
     /// Another coordinator has taken the run over: nothing more is ordered, and nobody harmed.
     fn give_way(mut self, lease: Lease) -> Drive {
         self.supervisor.release();
         Drive::Replaced(lease)
-    }
-
-    /// What a successor on another machine has to know.
-    fn bequeath(&self) {
-        let journal = &self.keep.journal;
-        let entries = journal.memory().entries().into_iter().filter_map(Entry::from_elsewhere).collect();
-        self.keep.tenure.bequeath(Bequest { workers: journal.header().workers, entries });
-    }
-
-    fn record(&mut self, entry: &Entry) {
-        self.keep.journal.record(entry);
-        self.watch_disk();
-        if entry.must_last() || matches!(entry, Entry::Stored(_)) {
-            self.bequeath();
-        }
-    }
-
-    /// Tells people when the journal cannot be written, and when it can again.
-    fn watch_disk(&mut self) {
-        let alarm = self.keep.journal.alarm().map(|why| {
-            let path = "the journal in the run's state folder";
-            format!(
-                "no persistence: {path} cannot be written ({why}). The run goes on; if this coordinator dies, it ends"
-            )
-        });
-        if alarm == self.reported.alarm {
-            return;
-        }
-        self.reported.alarm.clone_from(&alarm);
-        self.show(match alarm {
-            Some(alarm) => News::Alarm(alarm),
-            None => News::Note("the journal is written again".into()),
-        });
     }
 
     /// Takes all that has arrived meanwhile: a thousand workers that say the same are judged once.
@@ -350,6 +270,7 @@ impl<'a> Driver<'a> {
                     host: join.host,
                 });
             }
+            Input::Stands { worker, session, standing } => self.note(Event::Progress { worker, session, standing }),
             Input::Said { worker, session, sequence, body } => {
                 if sequence > 0 {
                     let received = self.received.entry(worker.clone()).or_default();
@@ -379,12 +300,8 @@ impl<'a> Driver<'a> {
 
     fn said(&mut self, worker: WorkerId, session: SessionId, body: Body) {
         match body {
-            // the server lets none through
-            Body::Join(_) => {}
-            Body::Progress(progress) => {
-                let standing = wire::standing(&progress);
-                self.note(Event::Progress { worker, session, standing });
-            }
+            // the server lets neither through
+            Body::Join(_) | Body::Progress(_) => {}
             Body::Tick(tick) => {
                 if !self.cluster.speaks_for_all(&worker, session, Generation(tick.generation)) {
                     return;
@@ -505,132 +422,6 @@ impl<'a> Driver<'a> {
         let Some((worker, _)) = self.sessions.get(&session) else { return };
         let received = self.received.get(worker).copied().unwrap_or_default();
         self.send(session, to_worker::Body::Beat(rpc::Beat { received, epoch: self.plan.facts.epoch }));
-    }
-
-    fn feed(&mut self, event: Event) {
-        self.note(event);
-        self.judge();
-    }
-
-    /// Takes note of an event: what follows from it is judged later in this turn.
-    fn note(&mut self, event: Event) {
-        let actions = record(&mut self.cluster, event, self.started.elapsed());
-        self.perform_all(actions);
-    }
-
-    fn judge(&mut self) {
-        let mut actions = judge(&mut self.cluster, self.started.elapsed());
-        while self.perform_all(actions) {
-            actions = judge(&mut self.cluster, self.started.elapsed());
-        }
-    }
-
-    /// Says whether something came of it that is to be judged.
-    fn perform_all(&mut self, actions: Vec<Action>) -> bool {
-        let mut actions = VecDeque::from(actions);
-        let mut came = false;
-        while let Some(action) = actions.pop_front() {
-            if let Some(event) = self.perform(action) {
-                came = true;
-                actions.extend(record(&mut self.cluster, event, self.started.elapsed()));
-            }
-        }
-        came
-    }
-
-    /// Starts a worker for a place on this machine.
-    fn spawn(&mut self, slot: u32) -> Event {
-        self.spawned += 1;
-        let recipe = self.plan.recipe.for_place(slot, self.spawned);
-        match self.supervisor.spawn(&recipe) {
-            Ok(pid) => {
-                self.tails.insert(recipe.worker.clone(), VecDeque::new());
-                Event::Spawned { slot, worker: recipe.worker, pid }
-            }
-            Err(error) => Event::NotSpawned { slot, error: error.to_string() },
-        }
-    }
-
-    /// Does what the core orders; what comes of it at once is an event.
-    fn perform(&mut self, action: Action) -> Option<Event> {
-        match action {
-            Action::Record(entry) => self.record(&entry),
-            Action::Spawn { slot } => return Some(self.spawn(slot)),
-            Action::Welcome { session, .. } => {
-                let config = self.plan.config.clone();
-                let epoch = self.plan.facts.epoch;
-                self.send(session, to_worker::Body::Welcome(rpc::Welcome { config, epoch }));
-            }
-            Action::Assign { worker, session, assignment } => self.assign(&worker, session, &assignment),
-            Action::Abort { session, generation, reason, .. } => {
-                self.send(session, to_worker::Body::Abort(rpc::Abort { generation: generation.0, reason }));
-            }
-            Action::Regroup { session, generation, .. } => {
-                self.send(session, to_worker::Body::Regroup(rpc::Regroup { generation: generation.0 }));
-            }
-            Action::SendStop { session, generation, reason, .. } => {
-                let generation = generation.unwrap_or_default().0;
-                self.send(session, to_worker::Body::Stop(rpc::Stop { reason: reason.to_string(), generation }));
-            }
-            Action::SendCheckpoint { session, .. } => {
-                self.send(session, to_worker::Body::Checkpoint(rpc::Checkpoint {}));
-            }
-            Action::Refuse { session, refusal } => {
-                if let Some((worker, _)) = self.sessions.get(&session) {
-                    let text = format!("worker {worker} is refused: {refusal}");
-                    self.records.log("c", &text);
-                    tracing::info!("{text}");
-                }
-                self.send(session, to_worker::Body::Refused(wire::refused(&refusal)));
-                self.sessions.remove(&session);
-            }
-            Action::Kill { worker, force } => self.supervisor.kill(&worker, force),
-            Action::Report(reason) => self.report(reason),
-            // taken from the cluster by `finish`
-            Action::Finish(_) => {}
-        }
-        None
-    }
-
-    fn assign(&mut self, worker: &WorkerId, session: SessionId, assignment: &Assignment) {
-        tracing::debug!("worker {worker} gets rank {} in {}", assignment.rank, assignment.generation);
-        let known = self.places.as_ref().and_then(|places| places.assign(assignment));
-        let assign = known.or_else(|| {
-            let places = Places::of(&self.plan.token, &self.plan.facts.url, assignment);
-            self.places.insert(places).assign(assignment)
-        });
-        if let Some(assign) = assign {
-            self.send(session, to_worker::Body::Assign(assign));
-        }
-    }
-
-    /// Sends a message; a worker that does not read loses its stream and has to come back.
-    fn send(&mut self, session: SessionId, body: to_worker::Body) {
-        let clogged = self.sessions.get(&session).is_some_and(|(_, outbox)| outbox.send(body).is_err());
-        if clogged {
-            self.sessions.remove(&session);
-        }
-    }
-
-    fn report(&mut self, reason: Reason) {
-        match &reason {
-            Reason::Formed { generation, .. } => {
-                self.trains_since.get_or_insert_with(Instant::now);
-                let mut ranks: Vec<_> = self.cluster.members().filter_map(|(id, m)| Some((m.rank?, id))).collect();
-                ranks.sort();
-                let workers = ranks.into_iter().map(|(_, id)| id.to_string()).collect();
-                self.records.entry(ledger::Entry::Formed { generation: *generation, workers });
-            }
-            Reason::Broken { generation, why } => {
-                self.records.entry(ledger::Entry::Broken { generation: *generation, why: why.clone() });
-            }
-            _ => {}
-        }
-        self.show(News::Decision(reason));
-    }
-
-    fn show(&mut self, news: News) {
-        tell(self.records, self.display, &news);
     }
 
     fn rank_of(&self, worker: &WorkerId) -> u32 {

@@ -5,13 +5,18 @@ use common::exit::Exit;
 use coordinator::cli::{Cli, LogFormat, run};
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
+use std::time::Duration;
 use tracing_subscriber::EnvFilter;
+
+/// Threads that wait for a disk go away so soon after it: with the usual ten seconds each burst of work would leave some for ever.
+const IDLE_THREADS: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     log_to_stderr(cli.log_format);
     coordinator::machine::raise_open_files();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = match runtime.worker_threads(2).thread_keep_alive(IDLE_THREADS).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             complain(&format!("the runtime cannot be started: {error}"));

@@ -240,16 +240,9 @@ async fn copy_now_and_then(folder: PathBuf, run: Run, mut wakes: mpsc::Receiver<
 async fn copy(folder: &Path, run: &Run) -> u64 {
     let mut total = 0;
     for (name, content) in [(METRICS, Content::JsonLines), (LEDGER, Content::JsonLines), (LOG, Content::Text)] {
-        let path = folder.join(name);
-        let copied = match tokio::fs::read(&path).await {
-            Ok(bytes) => {
-                total += bytes.len() as u64;
-                run.put_file(name, bytes.into(), content).await.map_err(|error| error.to_string())
-            }
-            Err(error) => Err(format!("{}: {error}", path.display())),
-        };
-        if let Err(error) = copied {
-            tracing::warn!("{name} could not be copied into the store and will be tried again: {error}");
+        match run.put_file_from(name, &folder.join(name), content).await {
+            Ok(bytes) => total += bytes,
+            Err(error) => tracing::warn!("{name} could not be copied into the store and will be tried again: {error}"),
         }
     }
     total

@@ -1,10 +1,11 @@
 //! The gRPC server: turns streams and questions into [`Input`]s for the driver, and nothing more.
 //!
-//! It admits or refuses a join ([`crate::admission`]) and bounds what it reads; what a message means is not its business, but
-//! for one thing: a sign of life without news waits until the driver looks for such.
+//! It admits or refuses a join ([`crate::admission`]) and bounds what it reads; what a message means is not its business. A sign of
+//! life without news, as the core calls it, waits until the driver looks for such.
 
 use crate::admission::{self, Token};
-use coordinator_core::{Command, SessionId, WorkerId};
+use crate::wire;
+use coordinator_core::{Command, SessionId, Standing, WorkerId};
 use rpc::control_server::{Control, ControlServer};
 use rpc::from_worker::Body;
 use rpc::operate_request::Command as Question;
@@ -70,7 +71,16 @@ pub enum Input {
         /// How to answer.
         outbox: Outbox,
     },
-    /// A worker said something.
+    /// A worker said where it stands.
+    Stands {
+        /// Who.
+        worker: WorkerId,
+        /// On which stream.
+        session: SessionId,
+        /// Where.
+        standing: Standing,
+    },
+    /// A worker said something else.
     Said {
         /// Who.
         worker: WorkerId,
@@ -100,20 +110,20 @@ pub enum Input {
 /// Signs of life that say nothing new, the last of each worker: nobody is woken for them, for with a thousand workers there are
 /// thousands in a second.
 #[derive(Clone, Debug, Default)]
-pub struct Beats(Arc<Mutex<BTreeMap<SessionId, (WorkerId, rpc::Progress)>>>);
+pub struct Beats(Arc<Mutex<BTreeMap<SessionId, (WorkerId, Standing)>>>);
 
 impl Beats {
-    fn kept(&self) -> MutexGuard<'_, BTreeMap<SessionId, (WorkerId, rpc::Progress)>> {
+    fn kept(&self) -> MutexGuard<'_, BTreeMap<SessionId, (WorkerId, Standing)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn keep(&self, session: SessionId, worker: &WorkerId, progress: rpc::Progress) {
-        self.kept().insert(session, (worker.clone(), progress));
+    fn keep(&self, session: SessionId, worker: &WorkerId, standing: Standing) {
+        self.kept().insert(session, (worker.clone(), standing));
     }
 
     /// That of one stream, of which something else is said next.
-    fn take_of(&self, session: SessionId) -> Option<rpc::Progress> {
-        self.kept().remove(&session).map(|(_, progress)| progress)
+    fn take_of(&self, session: SessionId) -> Option<Standing> {
+        self.kept().remove(&session).map(|(_, standing)| standing)
     }
 
     /// Whether none came since they were taken last.
@@ -124,16 +134,9 @@ impl Beats {
 
     /// All that came since they were taken last.
     #[must_use]
-    pub fn take(&self) -> BTreeMap<SessionId, (WorkerId, rpc::Progress)> {
+    pub fn take(&self) -> BTreeMap<SessionId, (WorkerId, Standing)> {
         std::mem::take(&mut *self.kept())
     }
-}
-
-/// Whether a sign of life says only that its worker goes on with what it was at.
-fn is_mere_beat(last: &rpc::Progress, progress: &rpc::Progress) -> bool {
-    let news =
-        |of: &rpc::Progress| (of.generation, of.ready, of.has_state, of.line, of.leaving, of.diverged, of.unreached);
-    news(last) == news(progress) && last.activity == progress.activity && last.trouble == progress.trouble
 }
 
 struct Server {
@@ -246,7 +249,7 @@ struct Reader {
     inputs: mpsc::Sender<Input>,
     beats: Beats,
     /// Where the worker stood when that was news.
-    said: Option<rpc::Progress>,
+    said: Option<Standing>,
 }
 
 impl Reader {
@@ -275,43 +278,39 @@ impl Reader {
                 }
             }
         }
-        if let Some(last) = self.beats.take_of(self.session)
-            && !self.say(0, Body::Progress(last)).await
-        {
-            return;
-        }
         // the driver may have ended meanwhile
-        let _ = self.inputs.send(Input::Ended { worker: self.worker, session: self.session }).await;
+        if self.say_kept().await {
+            let _ = self.inputs.send(Input::Ended { worker: self.worker, session: self.session }).await;
+        }
     }
 
     /// Whether the driver is there to hear it.
     async fn pass_on(&mut self, sequence: u64, body: Body) -> bool {
-        let body = match body {
-            Body::Progress(progress) if self.said.as_ref().is_some_and(|last| is_mere_beat(last, &progress)) => {
-                self.beats.keep(self.session, &self.worker, progress);
+        if let Body::Progress(progress) = body {
+            let standing = wire::standing(&progress);
+            if self.said.as_ref().is_some_and(|last| standing.goes_on_from(last)) {
+                self.beats.keep(self.session, &self.worker, standing);
                 return true;
             }
-            Body::Progress(progress) => {
-                self.beats.take_of(self.session);
-                self.said = Some(progress.clone());
-                Body::Progress(progress)
-            }
-            body => {
-                // what precedes it is heard before
-                if let Some(last) = self.beats.take_of(self.session)
-                    && !self.say(0, Body::Progress(last)).await
-                {
-                    return false;
-                }
-                body
-            }
-        };
-        self.say(sequence, body).await
+            self.beats.take_of(self.session);
+            self.said = Some(standing.clone());
+            return self.stand(standing).await;
+        }
+        // what precedes it is heard before
+        let (worker, session) = (self.worker.clone(), self.session);
+        self.say_kept().await && self.inputs.send(Input::Said { worker, session, sequence, body }).await.is_ok()
     }
 
-    async fn say(&self, sequence: u64, body: Body) -> bool {
+    async fn say_kept(&self) -> bool {
+        match self.beats.take_of(self.session) {
+            Some(standing) => self.stand(standing).await,
+            None => true,
+        }
+    }
+
+    async fn stand(&self, standing: Standing) -> bool {
         let (worker, session) = (self.worker.clone(), self.session);
-        self.inputs.send(Input::Said { worker, session, sequence, body }).await.is_ok()
+        self.inputs.send(Input::Stands { worker, session, standing }).await.is_ok()
     }
 }
 
@@ -323,7 +322,7 @@ mod tests {
     fn heard(inputs: &mut mpsc::Receiver<Input>) -> Vec<u64> {
         std::iter::from_fn(|| inputs.try_recv().ok())
             .map(|input| match input {
-                Input::Said { body: Body::Progress(progress), .. } => progress.images,
+                Input::Stands { standing, .. } => standing.images.0,
                 Input::Said { sequence, .. } => sequence,
                 other => panic!("{other:?}"),
             })

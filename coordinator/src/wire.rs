@@ -29,6 +29,7 @@ pub fn standing(progress: &rpc::Progress) -> Standing {
         step_time: seconds(progress.step_seconds),
         busy: seconds(progress.busy_seconds),
         data: seconds(progress.data_seconds),
+        way: seconds(progress.way_seconds),
         share: progress.share,
         line: Generation(progress.line),
     }

@@ -173,6 +173,17 @@ impl Communicator {
         self.ask(|c| c.barrier())
     }
 
+    /// How long so many bytes take to most other ranks and back: the lower median over them, zero where there is none.
+    ///
+    /// # Errors
+    /// When a rank is lost or the generation aborted.
+    pub fn way(&mut self, bytes: usize) -> Result<Duration, CollectiveError> {
+        let mut times = self.ask(move |c| c.echo(bytes))?;
+        times.sort_unstable();
+        // the first one is this rank's own
+        Ok(times.get(times.len() / 2).copied().unwrap_or_default())
+    }
+
     /// Every rank's bytes, in rank order.
     ///
     /// # Errors

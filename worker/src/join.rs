@@ -3,6 +3,7 @@
 //! Whatever does not need the other ranks is done before a place is asked for, so that a newcomer costs those at work nothing
 //! but the meeting. A generation that is lost leaves this worker with its state, ready for the next one.
 
+use crate::chaos::Ordeal;
 use crate::checkpoint::{self, Checkpoints, FinishError, Identity};
 use crate::communicator::Communicator;
 use crate::failure::Failure;
@@ -14,10 +15,9 @@ use crate::ranks::Ranks;
 use crate::run::{self, Parts};
 use crate::sync::{self, Carried};
 use crate::trainer::{StepError, Trainer};
-use crate::{alike, chaos, environment, limits, prepare};
+use crate::{alike, environment, limits, prepare};
 use agent::{Activity, Agent, Assignment, JoinInfo, Next, Notice, Progress, Seat, Trouble};
 use collective::{Collective, Listener, Membership, Mesh, Solo};
-use common::chaos::Deed;
 use common::checkpoint::{Dataset, ManifestKey, TrainerCursor};
 use common::config::resolved::{Backend, Determinism, Precision, RunConfig};
 use common::exit::Exit;
@@ -29,7 +29,6 @@ use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use storage::Store;
-use storage::faulty::Faults;
 use tch::{Device, Kind};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
@@ -89,8 +88,8 @@ struct Worker {
     dataset: Dataset,
     input: Input,
     trainer: Trainer,
-    /// What the store suffers on purpose.
-    faults: Faults,
+    /// What this worker suffers on purpose, from the beginning of its training on.
+    ordeal: Ordeal,
     /// The trainer is as it was built.
     fresh: bool,
     checkpoints: Checkpoints,
@@ -114,13 +113,11 @@ impl Worker {
         native::allow_tf32(config.train.precision == Precision::Tf32).map_err(StepError::from)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let runtime = Arc::new(runtime.map_err(|error| Failure::Io { doing: "start a runtime".to_owned(), error })?);
-        let (mut store, faults) = {
+        let ordeal = Ordeal::ordered();
+        let store = {
             let _inside = runtime.enter();
-            (Store::open(&config.checkpoint.url, &config.checkpoint.s3)?, Faults::default())
+            ordeal.of_store(Store::open(&config.checkpoint.url, &config.checkpoint.s3)?)
         };
-        if chaos::injector().does(Deed::Store) {
-            store = store.with_faults(&faults);
-        }
         let run = store.run(&config.name)?;
         runtime.block_on(alike::same_store(&run, &config))?;
         agent.look_up(coordinator_of(&runtime, &run));
@@ -132,8 +129,8 @@ impl Worker {
         Ok(Self {
             input: Input::new(Arc::clone(&pyramid), config.seed, config.data.mirror),
             checkpoints: Checkpoints::new(Arc::clone(&runtime), run.clone(), identity, None),
-            trainer: struck(build(&config, device), &faults),
-            faults,
+            trainer: build(&config, device).with_ordeal(ordeal.clone()),
+            ordeal,
             fresh: true,
             carried: None,
             left: None,
@@ -259,7 +256,7 @@ impl Worker {
         let carried = match &assignment.resume {
             None => {
                 if !self.fresh {
-                    self.trainer = struck(build(&self.config, self.device), &self.faults);
+                    self.trainer = build(&self.config, self.device).with_ordeal(self.ordeal.clone());
                 }
                 Carried { cursor: TrainerCursor::default(), done: 0, parent: None, tally }
             }
@@ -369,12 +366,6 @@ fn orphaned() -> (Exit, String) {
 fn build(config: &RunConfig, device: Device) -> Trainer {
     let model = models::build(config, Kind::Float, device);
     Trainer::new(config.clone(), model, Communicator::new(Box::new(Solo::new(0))), device)
-}
-
-/// Faults on purpose, if the environment orders some.
-fn struck(mut trainer: Trainer, store: &Faults) -> Trainer {
-    trainer.suffer(chaos::injector(), store.clone());
-    trainer
 }
 
 /// What this build and machine cannot do is said before anybody waits.

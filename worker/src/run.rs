@@ -13,6 +13,7 @@ use crate::outputs::Outputs;
 use crate::sync::{self, Carried};
 use crate::trainer::Trainer;
 use agent::{Activity, Agent, Commands, Progress, Stored};
+use collective::ECHO_BYTES_MAX;
 use common::checkpoint::TrainerCursor;
 use common::growth::Level;
 use common::ids::{Generation, ImagesSeen};
@@ -29,6 +30,9 @@ use worker_core::{Agreed, Ending, Flags, Wishes};
 const SKIPPED_MAX: u64 = 16;
 /// Steps between two looks at their number: the host waits for the device then.
 const LOOK: u64 = 16;
+/// Steps between two looks at the way to the other ranks, and the share of a network's gradients that goes there and back for it.
+const WAY: u64 = 64;
+const WAY_SHARE: usize = 16;
 
 /// What training needs besides the trainer.
 pub struct Parts<'a> {
@@ -81,11 +85,12 @@ struct Training<'t, 'a> {
     work: Work,
 }
 
-/// This rank's own part of a step, in seconds, averaged over the last ones.
+/// This rank's own part of a step, in seconds, averaged over the last ones; and the way to the others.
 #[derive(Clone, Copy, Default)]
 struct Work {
     busy: f64,
     data: f64,
+    way: f64,
 }
 
 impl Work {
@@ -229,6 +234,11 @@ impl<'t, 'a> Training<'t, 'a> {
         let steps = self.trainer.mark().steps;
         if steps.is_multiple_of(LOOK) && self.trainer.skipped_in_a_row() >= SKIPPED_MAX {
             return Err(Failure::Diverged(ImagesSeen(self.images())));
+        }
+        // two cannot tell which of them is far away
+        if steps.is_multiple_of(WAY) && self.trainer.communicator().world() > 2 {
+            let bytes = (self.trainer.gradient_bytes() / WAY_SHARE).min(ECHO_BYTES_MAX);
+            self.work.way = self.trainer.communicator().way(bytes)?.as_secs_f64();
         }
         self.keep_checkpoints(agreed)?;
         if self.trainer.position().begins_cycle() {
@@ -521,7 +531,7 @@ impl<'t, 'a> Training<'t, 'a> {
     fn report(&self, activity: Activity, step_seconds: f64) {
         let position = self.trainer.position();
         let images = ImagesSeen(position.images);
-        let Work { busy: busy_seconds, data: data_seconds } = self.work;
+        let Work { busy: busy_seconds, data: data_seconds, way: way_seconds } = self.work;
         let (phase, share) = (position.step, self.trainer.share());
         self.parts.agent.progress(Progress {
             images,
@@ -530,6 +540,7 @@ impl<'t, 'a> Training<'t, 'a> {
             step_seconds,
             busy_seconds,
             data_seconds,
+            way_seconds,
             share,
             // said when a generation is left
             ..Progress::default()

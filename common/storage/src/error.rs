@@ -54,6 +54,14 @@ pub enum StorageError {
         /// The store's words.
         detail: String,
     },
+    /// A file of this machine, to be written into the store, cannot be read.
+    #[error("{file} of this machine cannot be read: {detail}")]
+    Unreadable {
+        /// Its path.
+        file: String,
+        /// The system's words.
+        detail: String,
+    },
     /// What is stored is not what was written.
     #[error("{what} is damaged: expected {expected}, found {found}")]
     Corrupt {

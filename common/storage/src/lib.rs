@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `location` | what a person types -> root, run, checkpoint |
 //! | `open` | root -> client, credentials, time-outs |
+//! | `source` | what is written: bytes, or a file |
 //! | `store` | bounded, retried reads and writes of single objects |
 //! | `run` | one run: blobs, files |
 //! | `commit` | the commit protocol |
@@ -28,6 +29,7 @@ mod probe;
 mod restore;
 mod retry;
 mod run;
+mod source;
 mod store;
 mod sweep;
 mod verify;

@@ -1,6 +1,7 @@
 //! One run in a store: its blobs and its files.
 
 use crate::error::StorageError;
+use crate::source::Source;
 use crate::store::Store;
 use bytes::Bytes;
 use common::checkpoint::{BlobRef, Digest, Manifest, is_run_name};
@@ -164,6 +165,23 @@ impl Run {
     /// [`StorageError`], for a name that is not `[A-Za-z0-9/_.=-]` too.
     pub async fn put_file(&self, name: &str, bytes: Bytes, content: Content) -> Result<(), StorageError> {
         self.store.put(&self.file_path(name)?, bytes, content.media_type()).await
+    }
+
+    /// The same from a file of this machine, read while it is sent: little of it is ever in memory. What is appended
+    /// meanwhile is left out.
+    ///
+    /// # Errors
+    /// As [`Run::put_file`], and where the file cannot be read.
+    pub async fn put_file_from(
+        &self,
+        name: &str,
+        file: &std::path::Path,
+        content: Content,
+    ) -> Result<u64, StorageError> {
+        let (path, source) = (self.file_path(name)?, Source::open(file).await?);
+        let bytes = source.bytes();
+        self.store.put(&path, source, content.media_type()).await?;
+        Ok(bytes)
     }
 
     /// Reads a file of the run of at most `limit` bytes.

@@ -4,6 +4,7 @@ use crate::error::StorageError;
 use crate::location::Root;
 use crate::open;
 use crate::retry::{Class, Patience, Tries, classify, failure, persist};
+use crate::source::Source;
 use bytes::Bytes;
 use common::config::resolved::S3;
 use futures::{StreamExt, TryStreamExt};
@@ -17,12 +18,9 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-/// Bytes of one part of a large object. One part is one request: at the client's 30 s of silence, 0.3 MB/s suffice.
-const PART: usize = 8 << 20;
-/// Parts of one object on their way at once.
-const PARTS_AT_ONCE: usize = 4;
 /// Most objects that a listing may return.
 const MAX_LISTED: usize = 1 << 20;
 /// For cleaning up after a failed upload.
@@ -187,23 +185,28 @@ impl Store {
     }
 
     /// Writes an object, whatever was there; visible whole or not at all.
-    pub(crate) async fn put(&self, path: &Path, bytes: Bytes, kind: &'static str) -> Result<(), StorageError> {
-        let what = self.name_of(path);
-        if bytes.len() <= PART {
-            let size = bytes.len() as u64;
-            return persist(&self.patience, &what, size, || {
+    pub(crate) async fn put(
+        &self,
+        path: &Path,
+        source: impl Into<Source>,
+        kind: &'static str,
+    ) -> Result<(), StorageError> {
+        let (what, source) = (self.name_of(path), source.into());
+        if source.parts().len() <= 1 {
+            let payload = source.read(0..source.bytes()).await.map_err(|error| failure(Class::Never, &what, &error))?;
+            return persist(&self.patience, &what, source.bytes(), || {
                 let options = PutOptions { attributes: self.attributes(kind), ..PutOptions::default() };
-                self.inner.put_opts(path, PutPayload::from_bytes(bytes.clone()), options)
+                self.inner.put_opts(path, payload.clone(), options)
             })
             .await
             .map(|_| ());
         }
         // A lost acknowledgement of the last request looks like "no such upload" on some stores. The bytes are the same
         // at every try, so once more from the start is right; but if that is missing again, it is the bucket.
-        let mut tries = Tries::new(&self.patience, bytes.len() as u64);
+        let mut tries = Tries::new(&self.patience, source.bytes());
         let mut missing = 0;
         loop {
-            match tries.attempt(self.put_in_parts(path, &bytes, kind)).await {
+            match tries.attempt(self.put_in_parts(path, &source, kind)).await {
                 Ok(()) => return Ok(()),
                 Err(error) => match classify(&error) {
                     Class::Missing if missing == 0 => missing += 1,
@@ -220,15 +223,24 @@ impl Store {
         }
     }
 
-    async fn put_in_parts(&self, path: &Path, bytes: &Bytes, kind: &'static str) -> Result<(), Error> {
+    async fn put_in_parts(&self, path: &Path, source: &Source, kind: &'static str) -> Result<(), Error> {
         let policy = Arc::new(PartRetries(self.patience));
         let options = PutMultipartOptions { attributes: self.attributes(kind), ..PutMultipartOptions::default() };
         let mut upload = self.inner.put_multipart_opts(path, options.with_retry_policy(policy)).await?;
-        let deadline = self.patience.attempt + Patience::transfer(bytes.len() as u64);
+        let deadline = self.patience.attempt + Patience::transfer(source.bytes());
         let send = async {
-            let cuts = (0..bytes.len()).step_by(PART).map(|at| bytes.slice(at..bytes.len().min(at + PART)));
-            let parts = cuts.map(|part| upload.put_part(PutPayload::from_bytes(part)));
-            futures::stream::iter(parts).buffer_unordered(PARTS_AT_ONCE).try_collect::<()>().await?;
+            let mut sending = JoinSet::new();
+            for range in source.parts() {
+                if sending.len() == source.parts_at_once()
+                    && let Some(sent) = sending.join_next().await
+                {
+                    sent??;
+                }
+                sending.spawn(upload.put_part(source.read(range).await?));
+            }
+            while let Some(sent) = sending.join_next().await {
+                sent??;
+            }
             upload.complete().await
         };
         // Shorter than the deadline of the try around it, so that a stalled upload is still told to end.

@@ -129,6 +129,8 @@ pub struct Standing {
     pub busy: Duration,
     /// What waiting for images takes of that.
     pub data: Duration,
+    /// What some bytes take to most other ranks and back; zero before that is known.
+    pub way: Duration,
     /// Statistical groups of the minibatch that it holds.
     pub share: u32,
     /// With `ready` and a state: the generation that took the last step of it, or put the run there.
@@ -140,6 +142,13 @@ impl Standing {
     #[must_use]
     pub fn held(&self) -> Option<Generation> {
         self.has_state.then_some(self.line)
+    }
+
+    /// Whether it says only that the worker goes on with what it was at when it said `last`: nothing that has to be judged at once.
+    #[must_use]
+    pub fn goes_on_from(&self, last: &Self) -> bool {
+        let news = |of: &Self| (of.generation, of.ready, of.held(), of.leaving, of.diverged, of.unreached);
+        news(self) == news(last) && self.activity == last.activity && self.trouble == last.trouble
     }
 }
 

@@ -23,6 +23,7 @@
 //! | [`mod@step`] | recording a fact, then judging what follows |
 //! | `membership` | losses, and one generation after another |
 //! | `watch` | the generation at work: what it is asked for, and whether a rank hangs |
+//! | `straggler` | whether a rank keeps the others waiting, and why |
 //! | `apart` | workers that cannot reach each other |
 //! | `slots` | places on this machine, and the processes in them |
 //! | [`journal`] | what another coordinator has to know to go on |
@@ -42,6 +43,7 @@ pub mod reason;
 mod slots;
 pub mod state;
 pub mod step;
+mod straggler;
 mod takeover;
 pub mod verdict;
 mod watch;
@@ -49,7 +51,7 @@ mod watch;
 pub use cluster::{Cluster, PAUSE};
 pub use event::{Action, Assignment, Command, Event, ExitStatus, Force, SessionId, Standing, Stored, WorkerId};
 pub use journal::{Entry, Memory};
-pub use reason::{Cause, Reason, Refusal};
+pub use reason::{Cause, Reason, Refusal, Slowness};
 pub use state::{Link, Loss, Member, OnLoss, Phase, Policy, Process};
 pub use step::{judge, record, step};
 pub use verdict::Outcome;

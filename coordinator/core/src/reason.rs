@@ -124,6 +124,18 @@ impl Refusal {
     }
 }
 
+/// What makes a rank a straggler.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Slowness {
+    /// Its own work.
+    Computing,
+    /// Reading training images.
+    Images,
+    /// The way to the other ranks.
+    Network,
+}
+
 /// Why the cluster changed its phase or ended.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "reason")]
@@ -214,24 +226,31 @@ pub enum Reason {
     },
     /// One rank keeps the others waiting. It is not evicted: that is for a person to decide.
     #[error(
-        "{} keeps the others waiting: its work on a part of the minibatch takes {:.0} ms, where {:.0} ms are usual; it \
-         is {}",
+        "{} keeps the others waiting: {} {:.0} ms, where {:.0} ms are usual; {}",
         name(.worker, *.rank),
-        .busy.as_secs_f64() * 1e3,
+        match .slowness {
+            Slowness::Network => "some bytes to other ranks and back take",
+            _ => "its work on a part of the minibatch takes",
+        },
+        .took.as_secs_f64() * 1e3,
         .usual.as_secs_f64() * 1e3,
-        if *.data { "slow in reading training images" } else { "slow in computing" }
+        match .slowness {
+            Slowness::Computing => "it is slow in computing",
+            Slowness::Images => "it is slow in reading training images",
+            Slowness::Network => "its network is slow",
+        }
     )]
     Straggler {
         /// Who.
         worker: WorkerId,
         /// Its place.
         rank: Option<Rank>,
-        /// What its share of a step takes there, by group.
-        busy: Duration,
+        /// What is slow.
+        slowness: Slowness,
+        /// What its share of a step takes there, by group, or the way to the others.
+        took: Duration,
         /// What it takes elsewhere, by the median.
         usual: Duration,
-        /// Reading training images is what takes so long, not computing.
-        data: bool,
     },
     /// A local worker that dies whenever it is started is not started any more.
     #[error("place {slot} is given up after {deaths} deaths in a row, the last one: {last}")]

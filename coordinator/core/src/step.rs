@@ -126,10 +126,7 @@ impl Cluster {
     fn is_mere_beat(&self, event: &Event) -> bool {
         let Event::Progress { worker, session, standing } = event else { return false };
         self.members.get(worker).is_some_and(|member| {
-            let last = &member.standing;
-            let same = (last.generation, last.ready, last.held(), last.leaving, last.diverged)
-                == (standing.generation, standing.ready, standing.held(), standing.leaving, standing.diverged);
-            same && member.heard && member.session() == Some(*session)
+            member.heard && member.session() == Some(*session) && standing.goes_on_from(&member.standing)
         })
     }
 

@@ -14,12 +14,6 @@ const STEPS_KNOWN: u32 = 8;
 const STEPS_HEARD: u32 = 2;
 /// Before that, this long without progress is no reason for a verdict.
 const WARM_UP: Duration = Duration::from_secs(30);
-/// A rank is a straggler after so many steps in which its own work took half as long again as elsewhere, ...
-const STRAGGLING_STEPS: u32 = 10;
-/// ... for so long, ...
-const STRAGGLING: Duration = Duration::from_secs(1);
-/// ... and by so much longer.
-const STRAGGLING_MIN: Duration = Duration::from_millis(2);
 /// Shortest time without progress that makes a rank for which the others wait a lost one.
 pub(crate) const HANG_MIN: Duration = Duration::from_secs(2);
 
@@ -109,41 +103,6 @@ impl Cluster {
         let leaving = self.at_work().filter(|(_, member)| member.standing.leaving).count() as u32;
         let possible = (world - leaving.min(world) + self.newcomers(now)).min(wanted);
         (possible > world || leaving > 0 && possible > 0 || world > wanted).then_some(possible)
-    }
-
-    /// A rank whose own work takes much longer than that of the others is named, once it has done so for a while.
-    fn find_straggler(&mut self, now: Duration, actions: &mut Vec<Action>) {
-        let mut work: Vec<_> = (self.at_work())
-            .filter(|(_, member)| member.has_entered(self.generation) && member.standing.activity == "train")
-            .map(|(worker, Member { standing, .. })| (standing.busy, standing.share, worker.clone()))
-            .collect();
-        let formation = &mut self.formation;
-        if work.len() != formation.peers.len() {
-            return;
-        }
-        // who waits for nobody is the one for whom the others wait; but ranks hold unequal shares
-        work.retain(|(_, share, _)| *share > 0);
-        work.sort();
-        let Some((busy, share, worker)) = work.pop() else { return };
-        let busy = busy / share;
-        let mut others: Vec<_> = work.into_iter().map(|(busy, share, _)| busy / share).collect();
-        others.sort();
-        let Some(usual) = others.get(others.len() / 2).copied() else { return };
-        let behind = usual > Duration::ZERO && busy > usual * 3 / 2 && busy > usual + STRAGGLING_MIN;
-        match &mut formation.straggler {
-            Some((last, since, said)) if behind && *last == worker => {
-                let long = now.saturating_sub(*since) >= (formation.step_time * STRAGGLING_STEPS).max(STRAGGLING);
-                if long && !std::mem::replace(said, *said || long) {
-                    let member = self.members.get(&worker);
-                    let rank = member.and_then(|member| member.rank);
-                    let data = member.is_some_and(|member| member.standing.data / share > (busy - usual) / 2);
-                    actions.push(Action::Report(Reason::Straggler { worker, rank, busy, usual, data }));
-                }
-            }
-            _ if behind => formation.straggler = Some((worker, now, false)),
-            Some((.., true)) => {}
-            _ => formation.straggler = None,
-        }
     }
 
     /// A rank for which the others wait is lost: soon if it says nothing either, later if it says that it is alive.

@@ -114,11 +114,11 @@ impl Hosts {
         }
     }
 
-    /// From now on every packet takes so long from one host to another.
+    /// From now on every packet takes so long from a host to the switch, and as long from the switch to a host: a time for each.
     ///
     /// # Panics
     /// When the switch that does it cannot be started.
-    pub fn delay(&self, time: Duration) {
+    pub fn delay(&self, times: &[Duration]) {
         let ports: Vec<String> = (0..self.rules.len()).map(port).collect();
         for (host, port) in ports.iter().enumerate() {
             // a frame that nobody finished is of no use to a switch that is no part of the kernel
@@ -127,7 +127,7 @@ impl Hosts {
         }
         let mut switch = tool("ip");
         switch.args(["netns", "exec", &self.name, "python3", "-c", include_str!("slow_switch.py")]);
-        switch.arg(time.as_millis().to_string()).args(&ports);
+        switch.args(ports.iter().zip(times).map(|(port, time)| format!("{port}={}", time.as_millis())));
         let mut switch = switch.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("python3 starts");
         let mut said = String::new();
         let read = BufReader::new(switch.stdout.take().expect("its output")).read_line(&mut said);

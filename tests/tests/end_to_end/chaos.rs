@@ -22,6 +22,7 @@ fn suffer_in(machine: &Machine, experiment: Experiment, faults: &str) -> (End, V
     machine.verify(&url);
     let report = machine.ask(&["report", &url, "--json"]).json();
     assert_eq!(report["steps_missing"], 0, "{report}");
+    println!("{faults}{}", machine.ask(&["report", &url]).stdout);
     (end, report)
 }
 

@@ -1,6 +1,6 @@
 //! Links that are bad and do not break: one direction lost, delay, packets lost.
 
-use crate::scene::{RUN_PATIENCE, STRUCK_AT, Scene, experiment, formed, generations, losses, short};
+use crate::scene::{RUN_PATIENCE, STRUCK_AT, Scene, WORKERS, experiment, formed, generations, losses, short};
 use std::time::{Duration, Instant};
 
 /// A cut in one direction: `deaf` hears nothing from `other`, for ever or for so long. A worker gives up a coordinator
@@ -55,7 +55,7 @@ fn a_worker_that_becomes_an_orphan_alone_leaves_alone() {
 #[test]
 fn delay_and_loss_evict_nobody() {
     let Some(scene) = Scene::set(&experiment(0.048).with("cluster.patience", "5s")) else { return };
-    scene.hosts.delay(Duration::from_millis(200));
+    scene.hosts.delay(&[Duration::from_millis(100); WORKERS + 1]);
     scene.hosts.lose(5);
     let (run, guests) = scene.launch();
     println!("200 ms and 5 % loss:");
@@ -63,4 +63,22 @@ fn delay_and_loss_evict_nobody() {
     println!("  {} lost, {} generations", losses(&end.seen).len(), generations(&end.seen));
     assert_eq!(losses(&end.seen).len(), 0, "{}", end.story());
     assert_eq!(generations(&end.seen), 1, "{}", end.story());
+}
+
+/// It is not evicted: whether it is worth replacing is for a person to decide.
+#[test]
+fn a_worker_that_is_far_away_is_named() {
+    let Some(scene) = Scene::set(&experiment(0.4).with("cluster.patience", "5s")) else { return };
+    let far = |host| if host == 2 { Duration::from_millis(30) } else { Duration::ZERO };
+    scene.hosts.delay(&std::array::from_fn::<_, { WORKERS + 1 }, _>(far));
+    let (mut run, guests) = scene.launch();
+    let named = run.wait_where("straggler", |event| event["decision"]["reason"] == "straggler")["decision"].clone();
+    println!("a way that is 30 ms longer: {named}");
+    assert_eq!(named["slowness"], "network", "{named}");
+    let rank = named["rank"].as_u64().unwrap();
+    let joined = format!("rank {rank} of 3");
+    let hosts: Vec<usize> = (1..=WORKERS).filter(|&host| scene.said(host).contains(&joined)).collect();
+    assert_eq!(hosts, [2], "{named}");
+    let end = scene.ends_well(run, guests, &[0]);
+    assert_eq!((losses(&end.seen).len(), generations(&end.seen)), (0, 1), "{}", end.story());
 }

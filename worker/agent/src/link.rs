@@ -99,6 +99,7 @@ impl Link {
             step_seconds: standing.progress.step_seconds,
             busy_seconds: standing.progress.busy_seconds,
             data_seconds: standing.progress.data_seconds,
+            way_seconds: standing.progress.way_seconds,
             share: standing.progress.share,
             ready: standing.ready,
             has_state: standing.has_state,

@@ -35,6 +35,7 @@ pub(crate) struct Shared {
     step_seconds: AtomicU64,
     busy_seconds: AtomicU64,
     data_seconds: AtomicU64,
+    way_seconds: AtomicU64,
     share: AtomicU32,
     line: AtomicU64,
     waiting: Arc<AtomicBool>,
@@ -55,6 +56,7 @@ impl Shared {
         self.step_seconds.store(progress.step_seconds.to_bits(), Ordering::Relaxed);
         self.busy_seconds.store(progress.busy_seconds.to_bits(), Ordering::Relaxed);
         self.data_seconds.store(progress.data_seconds.to_bits(), Ordering::Relaxed);
+        self.way_seconds.store(progress.way_seconds.to_bits(), Ordering::Relaxed);
         self.share.store(progress.share, Ordering::Relaxed);
         self.line.store(progress.line.0, Ordering::Relaxed);
     }
@@ -67,6 +69,7 @@ impl Shared {
             step_seconds: f64::from_bits(self.step_seconds.load(Ordering::Relaxed)),
             busy_seconds: f64::from_bits(self.busy_seconds.load(Ordering::Relaxed)),
             data_seconds: f64::from_bits(self.data_seconds.load(Ordering::Relaxed)),
+            way_seconds: f64::from_bits(self.way_seconds.load(Ordering::Relaxed)),
             share: self.share.load(Ordering::Relaxed),
             line: Generation(self.line.load(Ordering::Relaxed)),
         }
@@ -200,6 +203,7 @@ mod tests {
             step_seconds: 0.25,
             busy_seconds: 0.125,
             data_seconds: 0.0625,
+            way_seconds: 0.03125,
             share: 3,
             line: Generation(2),
         };

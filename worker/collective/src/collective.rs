@@ -8,6 +8,9 @@ use std::{fmt, sync::Arc, time::Duration};
 /// Longest contribution of one rank to [`Collective::all_gather_bytes`], in bytes.
 pub const GATHER_BYTES_MAX: usize = 16 << 20;
 
+/// Most bytes of a [`Collective::echo`].
+pub const ECHO_BYTES_MAX: usize = 256 << 10;
+
 /// What the ranks of one generation do together.
 ///
 /// All ranks make the same calls in the same order; a backend that can see that they do not says so with
@@ -60,6 +63,13 @@ pub trait Collective: Send {
     /// # Errors
     /// Any [`CollectiveError`] but `Stale`.
     fn barrier(&mut self) -> Result<(), CollectiveError>;
+
+    /// How long so many bytes, at most [`ECHO_BYTES_MAX`], take to each rank and back, by rank, all at once: what the network between
+    /// them is like. Zero for this rank itself. In a large world fewer go.
+    ///
+    /// # Errors
+    /// [`CollectiveError::Misuse`] for too many bytes, and any other but `Stale`.
+    fn echo(&mut self, bytes: usize) -> Result<Vec<Duration>, CollectiveError>;
 
     /// The sum over all groups in the one fixed order of [`TreeSum`], into `out`: the same bits for every number of ranks and
     /// every deal of the groups in contiguous runs by rank, also where ranks hold none. All zero for no groups at all.

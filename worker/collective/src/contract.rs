@@ -2,7 +2,7 @@
 //!
 //! Refuses to know backends: a group is formed by the caller, and one thread plays each rank.
 
-use crate::{Collective, CollectiveError, How, Part, TreeSum, deal};
+use crate::{Collective, CollectiveError, ECHO_BYTES_MAX, How, Part, TreeSum, deal};
 use std::{
     fs,
     sync::atomic::{AtomicUsize, Ordering},
@@ -31,12 +31,36 @@ pub fn suite(world: usize, form: &dyn Fn() -> Group) {
     gathers_keep_lengths_and_order(&mut form());
     broadcasts_bring_the_roots_bytes_to_whom_they_are_meant_for(&mut form());
     nobody_leaves_a_barrier_before_all_have_come(&mut form());
+    echoes_come_from_everybody(&mut form());
     tree_sums_have_the_bits_of_one_rank(&mut form());
     misuse_is_refused_and_forgiven(&mut form());
     an_abort_ends_every_rank_at_once(form);
     an_abort_is_heard_without_a_call(form);
     a_deadline_names_the_rank_that_did_not_come(form);
     a_rank_that_leaves_is_named(form);
+}
+
+/// Also from who comes late, which is not taken for a long way.
+fn echoes_come_from_everybody(group: &mut Group) {
+    const LATE: Duration = Duration::from_millis(200);
+    let world = group.len();
+    let near = |times: &[Vec<Duration>]| times.iter().flatten().all(|time| *time < LATE);
+    for tried in 1..=TRIES {
+        let times = together(group, |member| {
+            if member.rank() == 0 {
+                thread::sleep(LATE);
+            }
+            member.echo(ECHO_BYTES_MAX).expect("echo")
+        });
+        for (rank, times) in times.iter().enumerate() {
+            let far: Vec<bool> = times.iter().map(|time| !time.is_zero()).collect();
+            assert_eq!(far, (0..world).map(|peer| peer != rank).collect::<Vec<_>>(), "rank {rank}: {times:?}");
+        }
+        if near(&times) {
+            return;
+        }
+        assert!(tried < TRIES, "{times:?}");
+    }
 }
 
 /// Runs one thread per rank and returns what they return, in rank order.
@@ -196,6 +220,7 @@ fn misuse_is_refused_and_forgiven(group: &mut Group) {
         refused(member.broadcast(Part::Hears(1), me, &[]));
         refused(member.broadcast(Part::Takes(&mut [&mut [1]]), me, &[]));
         refused(member.all_gather_bytes(&vec![0; crate::GATHER_BYTES_MAX + 1]).map(drop));
+        refused(member.echo(ECHO_BYTES_MAX + 1).map(drop));
         let incomplete = TreeSum::new(2, 0..2, 1).expect("a run of groups");
         refused(member.tree_sum_f32(&incomplete, &mut [0.0]));
         let other_width = TreeSum::new(0, 0..0, 1).expect("a run of groups");

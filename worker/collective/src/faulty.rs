@@ -119,6 +119,10 @@ impl<C: Collective> Collective for Faulty<C> {
         self.begin()?.barrier()
     }
 
+    fn echo(&mut self, bytes: usize) -> Result<Vec<Duration>, CollectiveError> {
+        self.begin()?.echo(bytes)
+    }
+
     fn tree_sum_f32(&mut self, mine: &TreeSum, out: &mut [f32]) -> Result<(), CollectiveError> {
         self.begin()?.tree_sum_f32(mine, out)
     }

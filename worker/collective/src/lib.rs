@@ -25,7 +25,7 @@ pub mod contract;
 #[cfg(feature = "testing")]
 mod faulty;
 
-pub use collective::{Aborter, Collective, GATHER_BYTES_MAX, Part, Traffic};
+pub use collective::{Aborter, Collective, ECHO_BYTES_MAX, GATHER_BYTES_MAX, Part, Traffic};
 pub use deal::deal;
 pub use error::{CollectiveError, How};
 #[cfg(feature = "testing")]

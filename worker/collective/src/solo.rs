@@ -2,7 +2,7 @@
 //!
 //! Refuses what a larger world would refuse, so that a program tried with one worker fails where it would fail with many.
 
-use crate::{Aborter, Collective, CollectiveError, GATHER_BYTES_MAX, Part, Traffic, TreeSum};
+use crate::{Aborter, Collective, CollectiveError, ECHO_BYTES_MAX, GATHER_BYTES_MAX, Part, Traffic, TreeSum};
 use std::{
     sync::{
         Arc,
@@ -68,6 +68,12 @@ impl Collective for Solo {
         self.alive()
     }
 
+    fn echo(&mut self, bytes: usize) -> Result<Vec<Duration>, CollectiveError> {
+        self.alive()?;
+        check_echo(bytes)?;
+        Ok(vec![Duration::ZERO])
+    }
+
     fn tree_sum_f32(&mut self, mine: &TreeSum, out: &mut [f32]) -> Result<(), CollectiveError> {
         self.alive()?;
         check_tree(mine, out)?;
@@ -103,6 +109,14 @@ pub(crate) fn check_gather(mine: &[u8]) -> Result<(), CollectiveError> {
     }
     let what = format!("{} bytes to gather, at most {GATHER_BYTES_MAX} per rank: broadcast them in pieces", mine.len());
     Err(CollectiveError::Misuse(what))
+}
+
+/// Refuses too long an echo.
+pub(crate) fn check_echo(bytes: usize) -> Result<(), CollectiveError> {
+    if bytes <= ECHO_BYTES_MAX {
+        return Ok(());
+    }
+    Err(CollectiveError::Misuse(format!("an echo of {bytes} bytes, at most {ECHO_BYTES_MAX}")))
 }
 
 /// Refuses ranks outside the world or out of order, and what is not the part of `rank`.

@@ -63,6 +63,8 @@ pub struct Progress {
     pub busy_seconds: f64,
     /// Of those, waiting for images.
     pub data_seconds: f64,
+    /// Seconds that some bytes take to most other ranks and back; 0 before that is known.
+    pub way_seconds: f64,
     /// Statistical groups of the minibatch that this rank holds.
     pub share: u32,
     /// The generation that took the last step of the state that this worker holds, or put the run where it stands

@@ -65,6 +65,10 @@ impl Collective for Staged {
         self.ranks.together(|mesh| mesh.barrier())
     }
 
+    fn echo(&mut self, bytes: usize) -> Result<Vec<Duration>, CollectiveError> {
+        self.ranks.together(|mesh| mesh.echo(bytes))
+    }
+
     fn tree_sum_f32(&mut self, mine: &TreeSum, out: &mut [f32]) -> Result<(), CollectiveError> {
         self.ranks.together(|mesh| mesh.tree_sum_f32(mine, out))
     }

@@ -10,12 +10,12 @@ pub use worker_core::{Agreed, Flags};
 
 use gradients::Gradients;
 
-use crate::chaos::{self, Struck};
+use crate::chaos::{Ordeal, Struck};
 use crate::communicator::Communicator;
 use crate::models::{Batch, Draw, GanModel, Phase};
 use crate::optimizer::Optimizer;
 use collective::{CollectiveError, TreeSum, deal};
-use common::chaos::{Deed, Injector, Point};
+use common::chaos::{Deed, Point};
 use common::config::resolved::{Determinism, RunConfig};
 use common::ids::{Generation, ImagesSeen};
 use common::ledger::Mark;
@@ -24,7 +24,6 @@ use common::seed;
 use native::{HostF32, NativeError};
 use std::collections::BTreeMap;
 use std::ops::Range;
-use storage::faulty::Faults;
 use tch::{Device, Kind, Tensor, no_grad};
 use worker_core::FLAGS;
 
@@ -77,9 +76,8 @@ pub struct Trainer {
     streak: Tensor,
     /// Which draw of random numbers this is, and its seed.
     draw: (u64, u64),
-    injector: Injector,
-    /// What the store suffers on purpose.
-    store: Faults,
+    /// What it suffers on purpose.
+    ordeal: Ordeal,
     /// The gradient in work is to be no number.
     poisoned: bool,
     statistics: Statistics,
@@ -136,8 +134,7 @@ impl Trainer {
             skipped: Tensor::zeros([1], (Kind::Float, device)),
             streak: Tensor::zeros([1], (Kind::Float, device)),
             draw: (0, seed),
-            injector: Injector::default(),
-            store: Faults::default(),
+            ordeal: Ordeal::default(),
             poisoned: false,
             statistics: Statistics::default(),
             told: Vec::new(),
@@ -147,12 +144,14 @@ impl Trainer {
     /// Goes on among other ranks, in a later generation. The former ones are left.
     pub fn turn_to(&mut self, communicator: Communicator) {
         self.communicator = communicator;
-        self.injector.begin(self.communicator.rank(), self.steps);
+        self.ordeal.begin(self.communicator.rank(), self.steps);
     }
 
-    /// Is struck by these faults, on purpose; `store` are those of this worker's store.
-    pub fn suffer(&mut self, injector: Injector, store: Faults) {
-        (self.injector, self.store) = (injector, store);
+    /// The same, which will suffer what is ordered.
+    #[must_use]
+    pub fn with_ordeal(mut self, ordeal: Ordeal) -> Self {
+        self.ordeal = ordeal;
+        self
     }
 
     /// From now on random numbers are those of draw `number`.
@@ -198,7 +197,7 @@ impl Trainer {
         self.reset_at_knee();
         self.told.clear();
         self.suffer_at(Point::Forward);
-        let deed = self.injector.strike(Point::Reduce, self.steps);
+        let deed = self.ordeal.due(Point::Reduce, self.steps);
         self.poisoned = deed.is_some_and(|(deed, _)| deed == Deed::Nan);
         let (index, phase) = self.phase_at(self.position);
         let active = self.model.active(phase.module, &self.stage.level);
@@ -244,7 +243,7 @@ impl Trainer {
             gradients.arm(self.communicator.launcher());
         }
         gradients.launch_rest();
-        self.do_to_itself(deed);
+        self.ordeal.strike(deed, &self.communicator, &self.averages);
         self.communicator.wait()?;
         Ok(Agreed::from_wire(gradients.flags()))
     }
@@ -267,7 +266,7 @@ impl Trainer {
             self.loss(phase, real, &mine, &(group..group + 1)).backward();
             tree.push(HostF32::new(gradients.flat())?.as_slice())?;
         }
-        self.do_to_itself(deed);
+        self.ordeal.strike(deed, &self.communicator, &self.averages);
         self.tree = self.communicator.tree_sum(tree, HostF32::new(gradients.flat())?)?;
         let mut wire = flags.to_wire();
         let sums = self.communicator.sum_f64(wire.map(f64::from).to_vec())?;
@@ -291,14 +290,8 @@ impl Trainer {
     }
 
     fn suffer_at(&mut self, point: Point) {
-        let deed = self.injector.strike(point, self.steps);
-        self.do_to_itself(deed);
-    }
-
-    fn do_to_itself(&mut self, deed: Struck) {
-        if let Some((deed, lasts)) = deed {
-            chaos::strike(deed, lasts, &self.communicator, &self.averages, &self.store);
-        }
+        let due = self.ordeal.due(point, self.steps);
+        self.ordeal.strike(due, &self.communicator, &self.averages);
     }
 
     fn update(&mut self, gradients: &Gradients, phase: &Phase) -> Result<(), StepError> {
@@ -362,6 +355,14 @@ impl Trainer {
         }
         // a position beyond the round cannot come from `advance`; a checkpoint's is checked when it is read
         (0, self.model.phases()[0].clone())
+    }
+
+    /// What a step sends of each network, on average.
+    #[must_use]
+    pub fn gradient_bytes(&self) -> usize {
+        let modules = self.model.modules();
+        let numbers = |module: &&str| self.model.parameters(module).tensors().iter().map(Tensor::numel).sum::<usize>();
+        modules.iter().map(numbers).sum::<usize>() * size_of::<f32>() / modules.len().max(1)
     }
 
     /// Statistical groups of the minibatch that this rank holds.

@@ -11,10 +11,11 @@ pub async fn run(store: &Store) {
     blobs(&store.run("blobs").unwrap()).await;
     large_blob(&store.run("large").unwrap()).await;
     files(&store.run("files").unwrap()).await;
+    local_files(&store.run("local").unwrap()).await;
     checkpoints(&store.run("checkpoints").unwrap()).await;
     incomplete(&store.run("incomplete").unwrap()).await;
     crate::lease::run(&store.run("lease").unwrap()).await;
-    assert_eq!(store.runs().await.unwrap(), ["blobs", "checkpoints", "files", "incomplete", "large", "lease"]);
+    assert_eq!(store.runs().await.unwrap(), ["blobs", "checkpoints", "files", "incomplete", "large", "lease", "local"]);
 }
 
 async fn blobs(run: &Run) {
@@ -63,6 +64,22 @@ async fn files(run: &Run) {
         let refused = run.put_file(bad, Bytes::new(), Content::Text).await;
         assert!(matches!(refused, Err(StorageError::BadUrl { .. })), "{bad}");
     }
+}
+
+/// Files of this machine, that fit into one part and that do not.
+async fn local_files(run: &Run) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("metrics.jsonl");
+    for length in [0, 10, 5 << 20, 12_345_678] {
+        let bytes: Vec<u8> = (0..length as u32).map(|i| (i ^ (i >> 8)) as u8).collect();
+        std::fs::write(&path, &bytes).unwrap();
+        assert_eq!(run.put_file_from("metrics.jsonl", &path, Content::JsonLines).await.unwrap(), length);
+        assert!(run.get_file("metrics.jsonl", length).await.unwrap() == bytes, "a file of {length} bytes changed");
+    }
+    let missing = run.put_file_from("log.txt", &folder.path().join("none"), Content::Text).await.unwrap_err();
+    assert!(missing.to_string().contains("/none"), "{missing}");
+    let bad = run.put_file_from("../x", &path, Content::Text).await;
+    assert!(matches!(bad, Err(StorageError::BadUrl { .. })));
 }
 
 async fn checkpoints(run: &Run) {

@@ -492,6 +492,26 @@ fn a_rank_that_keeps_the_others_waiting_is_named_with_the_cause_and_kept() {
     share = [2, 1, 0];
     work(&mut run, share, [160, 85, 1], 1);
     assert_eq!(named(&run).len(), 2, "a larger share takes longer");
+    let ways = |run: &mut Run, millis: [u64; 3], waits: bool| {
+        for (rank, millis) in (0..).zip(millis) {
+            let index = run.rank(rank);
+            let standing = &mut run.workers[index].standing;
+            standing.way = Duration::from_millis(millis);
+            standing.step_time = standing.busy * if waits { 2 } else { 1 };
+        }
+        run.pass(5 * SECOND);
+    };
+    ways(&mut run, [1, 2, 60], false);
+    ways(&mut run, [1, 2, 0], true);
+    ways(&mut run, [1, 1, 5], true);
+    assert_eq!(named(&run).len(), 2, "where it does not matter, is not known, or is as usual: {:?}", named(&run));
+    ways(&mut run, [1, 2, 60], true);
+    let [.., said] = &named(&run)[..] else { panic!() };
+    assert!(
+        said.contains("rank 2") && said.contains("60 ms, where 2 ms") && said.contains("network is slow"),
+        "{said}"
+    );
+    assert_eq!(named(&run).len(), 3);
     assert!(run.trains_with(3) && run.generation() == 1, "nobody is evicted");
 }
 

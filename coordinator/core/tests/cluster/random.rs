@@ -270,6 +270,7 @@ fn any_standing() -> impl Strategy<Value = Standing> {
             unreached: (trouble && step == 2).then_some(Rank((images % 4) as u32)),
             busy: Duration::from_millis(millis / 2),
             data: Duration::from_millis(millis / 4),
+            way: Duration::from_millis(millis / 3),
             share: step,
             line: Generation(generation.saturating_sub(u64::from(step))),
             images: ImagesSeen(images),

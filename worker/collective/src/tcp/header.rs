@@ -21,6 +21,7 @@ pub(super) enum Kind {
     TreePlan,
     TreeParts,
     TreeSums,
+    Echo,
 }
 
 /// What all ranks have to agree on about a call.
@@ -73,6 +74,7 @@ impl fmt::Display for Shown<'_> {
             5 | 6 => "a gather",
             7 => "a broadcast",
             8..=10 => "a tree sum",
+            11 => "an echo",
             _ => "an unknown call",
         };
         let (root, call, size, payload) = (number(4, 4), number(8, 8), number(16, 8), number(24, 8));

@@ -21,18 +21,25 @@ pub use mesh::{DEADLINE_DEFAULT, Membership, Mesh, WORLD_MAX};
 
 use crate::{
     Aborter, Collective, CollectiveError, GATHER_BYTES_MAX, Part, Traffic, TreeSum,
-    solo::{check_broadcast, check_gather, check_tree},
+    solo::{check_broadcast, check_echo, check_gather, check_tree},
     tree::add,
 };
 use bytemuck::Pod;
 use engine::Engine;
-use flow::{Chain, Exchange, Ring};
+use flow::{Chain, Echo, Exchange, Ring};
 use header::{Call, Kind};
-use std::{fmt, ops::AddAssign, time::Duration};
+use std::{
+    fmt,
+    ops::AddAssign,
+    time::{Duration, Instant},
+};
 
 /// Up to this many bytes to all peers together, a sum goes straight from everybody to everybody: one step instead of
 /// `2 (world - 1)`. About where the two take equally long.
 const DIRECT_BYTES_MAX: usize = 192 << 10;
+
+/// Most bytes that an echo sends to all peers together, each way.
+const ECHOES_BYTES_MAX: usize = 4 << 20;
 
 /// Room for partial sums on arrival: within a core's own cache.
 const ARRIVAL_WORDS: usize = (256 << 10) / size_of::<u64>();
@@ -161,6 +168,21 @@ impl Collective for Tcp {
             Call::new(Kind::Barrier, 0),
             &mut Exchange { rank, rows: &[], columns: &nothing, into: &mut [], spans: &nothing },
         )
+    }
+
+    fn echo(&mut self, bytes: usize) -> Result<Vec<Duration>, CollectiveError> {
+        check_echo(bytes)?;
+        // who is late would seem to be far away
+        self.barrier()?;
+        let (rank, world) = (self.index(), self.engine.world());
+        let bytes = vec![0u8; bytes.min(ECHOES_BYTES_MAX / (world - 1).max(1)).max(1)];
+        let mut times = vec![Duration::ZERO; world];
+        let begun = Instant::now();
+        let mut back = |peer: usize| times[peer] = begun.elapsed();
+        let scratch = bytemuck::cast_slice_mut(&mut self.scratch[..ARRIVAL_WORDS]);
+        self.engine
+            .run(Call::new(Kind::Echo, bytes.len()), &mut Echo::new((rank, world), &bytes, scratch, &mut back))?;
+        Ok(times)
     }
 
     fn tree_sum_f32(&mut self, mine: &TreeSum, out: &mut [f32]) -> Result<(), CollectiveError> {

@@ -5,10 +5,12 @@
 //! pieces of any size.
 
 mod chain;
+mod echo;
 mod exchange;
 mod ring;
 
 pub(super) use chain::Chain;
+pub(super) use echo::Echo;
 pub(super) use exchange::Exchange;
 pub(super) use ring::Ring;
 
