@@ -2,7 +2,7 @@
 //!
 //! Decisions are `coordinator_core`'s. What is here is translation: messages into events, actions into messages and signals,
 //! both into news for the operator. Nothing here waits for a worker, a disk or a store while an input is due, but after an absence
-//! ([`absence`]), in which it may have been replaced. What is ordered is done in [`orders`].
+//! (`absence`), in which it may have been replaced. What is ordered is done in `orders`.
 
 mod absence;
 mod orders;
