@@ -24,6 +24,7 @@ pub fn standing(progress: &rpc::Progress) -> Standing {
         leaving: progress.leaving,
         images: ImagesSeen(progress.images),
         step: progress.phase,
+        steps: progress.steps,
         activity: cut(&progress.activity, 64),
         waiting: progress.waiting,
         step_time: seconds(progress.step_seconds),

@@ -91,6 +91,8 @@ struct Work {
     busy: f64,
     data: f64,
     way: f64,
+    /// Taken in this generation.
+    steps: u32,
 }
 
 impl Work {
@@ -100,6 +102,7 @@ impl Work {
         let all = after.at.saturating_duration_since(before.at).as_secs_f64();
         let (reduce, data) = (spent(after.reduce, before.reduce), spent(after.data, before.data));
         let aside = spent(after.checkpoint, before.checkpoint) + spent(after.other, before.other);
+        self.steps = self.steps.saturating_add(1);
         let weight = if self.busy == 0.0 { 1.0 } else { 0.1 };
         self.busy += weight * ((all - reduce - aside).max(0.0) - self.busy);
         self.data += weight * (data - self.data);
@@ -531,11 +534,12 @@ impl<'t, 'a> Training<'t, 'a> {
     fn report(&self, activity: Activity, step_seconds: f64) {
         let position = self.trainer.position();
         let images = ImagesSeen(position.images);
-        let Work { busy: busy_seconds, data: data_seconds, way: way_seconds } = self.work;
+        let Work { busy: busy_seconds, data: data_seconds, way: way_seconds, steps } = self.work;
         let (phase, share) = (position.step, self.trainer.share());
         self.parts.agent.progress(Progress {
             images,
             phase,
+            steps,
             activity,
             step_seconds,
             busy_seconds,

@@ -119,6 +119,8 @@ pub struct Standing {
     pub images: ImagesSeen,
     /// Index of the step within its round.
     pub step: u32,
+    /// Steps that it has taken in the generation it is in.
+    pub steps: u32,
     /// What it is doing.
     pub activity: String,
     /// It has done its part of the step and waits for others.

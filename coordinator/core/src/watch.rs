@@ -109,7 +109,9 @@ impl Cluster {
     fn find_hung(&mut self, now: Duration, actions: &mut Vec<Action>) {
         let (formation, patience) = (&self.formation, self.policy.patience);
         let (stood, steps) = (now.saturating_sub(formation.moved), formation.step_time * 5);
-        let known = |steps: u32| formation.steps >= steps.saturating_mul(self.world());
+        // short steps are taken faster than they are told
+        let taken = |steps: u32| self.at_work().all(|(_, member)| member.standing.steps >= steps);
+        let known = |steps: u32| formation.steps >= steps.saturating_mul(self.world()) || taken(steps);
         let limit = steps.max(HANG_MIN).max(patience).max(if known(STEPS_KNOWN) { Duration::ZERO } else { WARM_UP });
         let trains = |member: &Member| member.has_entered(self.generation) && member.standing.activity == "train";
         if stood < patience / 2 || !self.at_work().all(|(_, member)| trains(member)) {

@@ -58,6 +58,9 @@ fn a_rank_that_hangs_is_found_and_replaced_and_one_that_is_slow_is_not() {
     let lost = decided(&end, "lost");
     assert_eq!(lost.len(), 1, "{}", end.story());
     assert_eq!((&lost[0]["rank"], &lost[0]["cause"]["cause"]), (&2.into(), &"hung".into()), "{lost:?}");
+    // signs of life tell how many steps there were, however quick
+    let seconds = lost[0]["cause"]["for_"]["secs"].as_u64();
+    assert!(seconds.is_some_and(|seconds| seconds < 10), "{lost:?}");
     assert_eq!(hash(&machine), finished().hash, "{}", end.story());
 }
 

@@ -96,6 +96,7 @@ impl Link {
             images: standing.progress.images.0,
             phase: standing.progress.phase,
             activity: standing.progress.activity.name().into(),
+            steps: standing.progress.steps,
             step_seconds: standing.progress.step_seconds,
             busy_seconds: standing.progress.busy_seconds,
             data_seconds: standing.progress.data_seconds,

@@ -31,6 +31,7 @@ impl std::fmt::Debug for Seat {
 pub(crate) struct Shared {
     images: AtomicU64,
     phase: AtomicU32,
+    steps: AtomicU32,
     activity: AtomicU8,
     step_seconds: AtomicU64,
     busy_seconds: AtomicU64,
@@ -52,6 +53,7 @@ impl Shared {
     pub(crate) fn set_progress(&self, progress: Progress) {
         self.images.store(progress.images.0, Ordering::Relaxed);
         self.phase.store(progress.phase, Ordering::Relaxed);
+        self.steps.store(progress.steps, Ordering::Relaxed);
         self.activity.store(progress.activity as u8, Ordering::Relaxed);
         self.step_seconds.store(progress.step_seconds.to_bits(), Ordering::Relaxed);
         self.busy_seconds.store(progress.busy_seconds.to_bits(), Ordering::Relaxed);
@@ -65,6 +67,7 @@ impl Shared {
         Progress {
             images: ImagesSeen(self.images.load(Ordering::Relaxed)),
             phase: self.phase.load(Ordering::Relaxed),
+            steps: self.steps.load(Ordering::Relaxed),
             activity: Activity::from_u8(self.activity.load(Ordering::Relaxed)),
             step_seconds: f64::from_bits(self.step_seconds.load(Ordering::Relaxed)),
             busy_seconds: f64::from_bits(self.busy_seconds.load(Ordering::Relaxed)),
@@ -199,6 +202,7 @@ mod tests {
         let progress = Progress {
             images: ImagesSeen(7),
             phase: 1,
+            steps: 9,
             activity: Activity::Evaluate,
             step_seconds: 0.25,
             busy_seconds: 0.125,

@@ -55,6 +55,8 @@ pub struct Progress {
     pub images: ImagesSeen,
     /// Index of the step in work within its round.
     pub phase: u32,
+    /// Steps taken in the present generation.
+    pub steps: u32,
     /// What the worker is doing.
     pub activity: Activity,
     /// Seconds that the last step took.

@@ -329,6 +329,23 @@ fn a_rank_for_which_the_others_wait_is_lost() {
     assert_eq!(run.count(mark, |action| matches!(action, Action::Kill { worker, .. } if *worker == id)), 1);
 }
 
+/// Steps are taken faster than they are told: what counts is how many there were.
+#[test]
+fn a_rank_that_hangs_after_many_quick_steps_is_lost_as_soon_as_one_that_was_watched_for_long() {
+    let lost_after = |steps: u32| {
+        let mut run = Run::started(policy(3));
+        let (hung, since) = (run.rank(1), run.now);
+        run.workers.iter_mut().for_each(|worker| worker.standing.steps = steps);
+        run.workers[hung].hung = true;
+        assert!(run.until(LONG * 2, |run| run.generation() == 2), "{:?}", run.cluster);
+        assert!(matches!(run.cause(hung), Some(Cause::Hung { .. })));
+        run.now - since
+    };
+    let (known, unknown) = (lost_after(20), lost_after(1));
+    assert!(known < PATIENCE + SECOND, "{known:?}");
+    assert!(unknown >= 30 * SECOND, "its first steps may take long: {unknown:?}");
+}
+
 #[test]
 fn a_slow_step_and_a_long_evaluation_are_no_hang() {
     let mut run = Run::started(policy(2));

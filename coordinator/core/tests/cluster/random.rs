@@ -275,6 +275,7 @@ fn any_standing() -> impl Strategy<Value = Standing> {
             line: Generation(generation.saturating_sub(u64::from(step))),
             images: ImagesSeen(images),
             step,
+            steps: step * 4,
             activity: "train".into(),
             waiting,
             step_time: Duration::from_millis(millis),
