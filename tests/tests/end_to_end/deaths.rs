@@ -81,7 +81,12 @@ fn a_killed_worker_costs_no_step() {
 #[test]
 fn a_frozen_worker_costs_no_step() {
     for number in 0..trials() {
-        trial("frozen worker", number, |run, machine, what| {
+        trial("frozen worker", number, |mut run, machine, what| {
+            // one that never joined is waited for two minutes: its disk may be slow
+            let formed = |event: &serde_json::Value| event["decision"]["reason"] == "formed";
+            if !run.seen().iter().any(formed) {
+                run.wait_where("generation", formed);
+            }
             strike_a_worker(run, machine, what, number, Signal::SIGSTOP);
         });
     }
@@ -92,7 +97,9 @@ fn a_worker_that_is_told_to_go_hands_over_and_costs_no_step() {
     for number in 0..trials() {
         trial("preempted worker", number, |run, machine, what| {
             let decided = strike_a_worker(run, machine, what, number, Signal::SIGTERM);
-            assert!(decided.iter().all(|d| !d.contains(r#""signal""#)), "{what}: {decided:?}");
+            // one that was only just started dies of it, before it has a place
+            let died = |d: &String| d.contains(r#""signal""#) && !d.contains(r#""rank":null"#);
+            assert!(!decided.iter().any(died), "{what}: {decided:?}");
         });
     }
 }
