@@ -240,9 +240,11 @@ async fn copy_now_and_then(folder: PathBuf, run: Run, mut wakes: mpsc::Receiver<
 async fn copy(folder: &Path, run: &Run) -> u64 {
     let mut total = 0;
     for (name, content) in [(METRICS, Content::JsonLines), (LEDGER, Content::JsonLines), (LOG, Content::Text)] {
-        match run.put_file_from(name, &folder.join(name), content).await {
-            Ok(bytes) => total += bytes,
-            Err(error) => tracing::warn!("{name} could not be copied into the store and will be tried again: {error}"),
+        let path = folder.join(name);
+        // also where it fails: a big file is not sent again at once
+        total += tokio::fs::metadata(&path).await.map_or(0, |file| file.len());
+        if let Err(error) = run.put_file_from(name, &path, content).await {
+            tracing::warn!("{name} could not be copied into the store and will be tried again: {error}");
         }
     }
     total

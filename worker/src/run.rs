@@ -90,7 +90,9 @@ struct Training<'t, 'a> {
 struct Work {
     busy: f64,
     data: f64,
+    /// The shorter of the last two.
     way: f64,
+    last_way: f64,
     /// Taken in this generation.
     steps: u32,
 }
@@ -238,12 +240,15 @@ impl<'t, 'a> Training<'t, 'a> {
         if steps.is_multiple_of(LOOK) && self.trainer.skipped_in_a_row() >= SKIPPED_MAX {
             return Err(Failure::Diverged(ImagesSeen(self.images())));
         }
+        self.keep_checkpoints(agreed)?;
         // two cannot tell which of them is far away
         if steps.is_multiple_of(WAY) && self.trainer.communicator().world() > 2 {
             let bytes = (self.trainer.gradient_bytes() / WAY_SHARE).min(ECHO_BYTES_MAX);
-            self.work.way = self.trainer.communicator().way(bytes)?.as_secs_f64();
+            let way = self.trainer.communicator().way(bytes)?.as_secs_f64();
+            // one that was only held up for a moment is not far away
+            let before = std::mem::replace(&mut self.work.last_way, way);
+            self.work.way = if before > 0.0 { way.min(before) } else { 0.0 };
         }
-        self.keep_checkpoints(agreed)?;
         if self.trainer.position().begins_cycle() {
             self.between_cycles()?;
         }
@@ -534,7 +539,7 @@ impl<'t, 'a> Training<'t, 'a> {
     fn report(&self, activity: Activity, step_seconds: f64) {
         let position = self.trainer.position();
         let images = ImagesSeen(position.images);
-        let Work { busy: busy_seconds, data: data_seconds, way: way_seconds, steps } = self.work;
+        let Work { busy: busy_seconds, data: data_seconds, way: way_seconds, steps, .. } = self.work;
         let (phase, share) = (position.step, self.trainer.share());
         self.parts.agent.progress(Progress {
             images,

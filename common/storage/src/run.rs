@@ -177,11 +177,9 @@ impl Run {
         name: &str,
         file: &std::path::Path,
         content: Content,
-    ) -> Result<u64, StorageError> {
+    ) -> Result<(), StorageError> {
         let (path, source) = (self.file_path(name)?, Source::open(file).await?);
-        let bytes = source.bytes();
-        self.store.put(&path, source, content.media_type()).await?;
-        Ok(bytes)
+        self.store.put(&path, source, content.media_type()).await
     }
 
     /// Reads a file of the run of at most `limit` bytes.

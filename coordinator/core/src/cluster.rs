@@ -3,7 +3,7 @@
 //! Facts only, as in [`crate::state`]; nothing here decides.
 
 use crate::event::{Force, SessionId, Stored, WorkerId};
-use crate::reason::Reason;
+use crate::reason::{Reason, Slowness};
 use crate::state::{Loss, Member, Phase, Policy, Slot};
 use crate::verdict::Outcome;
 use common::ids::{Generation, ImagesSeen, Rank};
@@ -68,8 +68,10 @@ pub(crate) struct Formation {
     pub steps: u32,
     /// The slowest of the last steps.
     pub step_time: Duration,
-    /// The rank that kept the others waiting last, since when, and whether that was said.
-    pub straggler: Option<(WorkerId, Duration, bool)>,
+    /// The rank that keeps the others waiting, why, and since when.
+    pub straggler: Option<(WorkerId, Slowness, Duration)>,
+    /// Those of which it was said.
+    pub named: Vec<(WorkerId, Slowness)>,
     /// When it was asked to regroup.
     pub regroup: Option<Duration>,
     /// When it was over.

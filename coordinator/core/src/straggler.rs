@@ -35,55 +35,56 @@ impl Cluster {
         }
         let behind = slow_at_work(&work).or_else(|| far_away(&work));
         let formation = &mut self.formation;
-        match (&mut formation.straggler, behind) {
-            (Some((last, since, said)), Some(behind)) if *last == behind.worker => {
-                let long = now.saturating_sub(*since) >= (formation.step_time * STEPS).max(WHILE);
-                if long && !std::mem::replace(said, *said || long) {
-                    let Behind { worker, slowness, took, usual } = behind;
+        // each is named once
+        let behind = behind.filter(|behind| !formation.named.contains(&(behind.worker.clone(), behind.slowness)));
+        let Some(Behind { worker, slowness, took, usual }) = behind else {
+            formation.straggler = None;
+            return;
+        };
+        match &formation.straggler {
+            Some((last, why, since)) if (last, *why) == (&worker, slowness) => {
+                if now.saturating_sub(*since) >= (formation.step_time * STEPS).max(WHILE) {
+                    formation.named.push((worker.clone(), slowness));
                     let rank = self.members.get(&worker).and_then(|member| member.rank);
                     actions.push(Action::Report(Reason::Straggler { worker, rank, slowness, took, usual }));
                 }
             }
-            (straggler, Some(behind)) => *straggler = Some((behind.worker, now, false)),
-            (Some((.., true)), None) => {}
-            (straggler, None) => *straggler = None,
+            _ => formation.straggler = Some((worker, slowness, now)),
         }
     }
 }
 
-/// Who waits for nobody is the one for whom the others wait; but ranks hold unequal shares.
+/// Who waits for nobody is the one for whom the others wait; but ranks hold unequal shares, so it is compared by share.
 fn slow_at_work(work: &[(&WorkerId, &Standing)]) -> Option<Behind> {
-    let with_share = work.iter().filter(|(_, standing)| standing.share > 0);
-    let (worker, standing, usual) =
-        furthest(with_share.map(|(worker, standing)| (standing.busy / standing.share, *worker, *standing)).collect())?;
+    let mut work: Vec<_> = work.iter().filter(|(_, standing)| standing.share > 0).collect();
+    work.sort_by_key(|(worker, standing)| (standing.busy, *worker));
+    let (worker, standing) = work.pop()?;
     let took = standing.busy / standing.share;
+    let usual = median(work.iter().map(|(_, standing)| standing.busy / standing.share))?;
     let slowness = match standing.data / standing.share > took.saturating_sub(usual) / 2 {
         true => Slowness::Images,
         false => Slowness::Computing,
     };
     let behind = usual > Duration::ZERO && took > usual * 3 / 2 && took > usual + WORK_MIN;
-    behind.then(|| Behind { worker: worker.clone(), slowness, took, usual })
+    behind.then(|| Behind { worker: (*worker).clone(), slowness, took, usual })
 }
 
 /// Two cannot tell which of them is far away. A long way matters where ranks wait much for each other.
 fn far_away(work: &[(&WorkerId, &Standing)]) -> Option<Behind> {
-    let known = work.iter().filter(|(_, standing)| standing.way > Duration::ZERO);
-    let ways: Vec<_> = known.map(|(worker, standing)| (standing.way, *worker, *standing)).collect();
-    if ways.len() < work.len().max(3) {
+    let mut work: Vec<_> = work.iter().collect();
+    work.sort_by_key(|(worker, standing)| (standing.way, *worker));
+    if work.len() < 3 || work.iter().any(|(_, standing)| standing.way == Duration::ZERO) {
         return None;
     }
-    let (worker, standing, usual) = furthest(ways)?;
+    let (worker, standing) = work.pop()?;
+    let usual = median(work.iter().map(|(_, standing)| standing.way))?;
     let waits = standing.step_time.saturating_sub(standing.busy) > standing.step_time / 4;
     let behind = waits && standing.way > usual * 3 && standing.way > usual + WAY_MIN;
-    behind.then(|| Behind { worker: worker.clone(), slowness: Slowness::Network, took: standing.way, usual })
+    behind.then(|| Behind { worker: (*worker).clone(), slowness: Slowness::Network, took: standing.way, usual })
 }
 
-/// Who takes longest, and the median of the others.
-fn furthest<'a>(
-    mut times: Vec<(Duration, &'a WorkerId, &'a Standing)>,
-) -> Option<(&'a WorkerId, &'a Standing, Duration)> {
-    times.sort_by_key(|(time, worker, _)| (*time, *worker));
-    let (_, worker, standing) = times.pop()?;
-    let (usual, ..) = times.get(times.len() / 2)?;
-    Some((worker, standing, *usual))
+fn median(times: impl Iterator<Item = Duration>) -> Option<Duration> {
+    let mut times: Vec<_> = times.collect();
+    times.sort();
+    times.get(times.len() / 2).copied()
 }

@@ -68,7 +68,7 @@ fn delay_and_loss_evict_nobody() {
 /// It is not evicted: whether it is worth replacing is for a person to decide.
 #[test]
 fn a_worker_that_is_far_away_is_named() {
-    let Some(scene) = Scene::set(&experiment(0.4).with("cluster.patience", "5s")) else { return };
+    let Some(scene) = Scene::set(&experiment(0.64).with("cluster.patience", "5s")) else { return };
     let far = |host| if host == 2 { Duration::from_millis(30) } else { Duration::ZERO };
     scene.hosts.delay(&std::array::from_fn::<_, { WORKERS + 1 }, _>(far));
     let (mut run, guests) = scene.launch();

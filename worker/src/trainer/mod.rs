@@ -357,7 +357,7 @@ impl Trainer {
         (0, self.model.phases()[0].clone())
     }
 
-    /// What a step sends of each network, on average.
+    /// Bytes of all gradients of a network, on average.
     #[must_use]
     pub fn gradient_bytes(&self) -> usize {
         let modules = self.model.modules();

@@ -64,6 +64,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn nothing_goes_back_before_it_has_come() {
+        let (mut scratch, mut back) = ([0; 3], |_| {});
+        let mut flow = Echo::new((0, 2), &[1, 2, 3], &mut scratch, &mut back);
+        assert_eq!(flow.ready(1, 1), [2, 3]);
+        flow.received(1, 2);
+        assert!(flow.ready(1, 3).is_empty());
+        flow.received(1, 1);
+        assert_eq!((flow.ready(1, 3), flow.ready(1, 5)), (&[1, 2, 3][..], &[3][..]));
+    }
+
+    #[test]
     fn what_goes_out_comes_back_from_everybody_once() {
         let world = 4;
         for (bytes, room) in [(1, 1), (7, 3), (7, 100)] {
