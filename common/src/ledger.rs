@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Ends of ticks for which a rank remembers its spans: rank 0 may have told nobody of them, because it died or because nobody
-/// heard it for as long as it waited for that. Some tens of kilobytes.
+/// heard it for as long as it waited for that. Beyond them spans are put together, so that none is missing. Some tens of kilobytes.
 const TICKS_KEPT: usize = 256;
 
 /// Where the run stands: how much of it is done.
@@ -103,14 +103,43 @@ pub struct Span {
     pub spent: Spent,
 }
 
+impl Span {
+    /// What of it comes after `mark`, which lies in it: so much of its seconds as of its steps.
+    fn after(&self, mark: Mark) -> Self {
+        let share = (self.to.steps - mark.steps) as f64 / (self.to.steps - self.from.steps).max(1) as f64;
+        let spent = self.spent.iter().map(|(class, seconds)| (*class, seconds * share)).collect();
+        Self { from: mark, spent, ..self.clone() }
+    }
+}
+
 /// What a rank remembers of the ledger: goes from rank to rank with the state.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Tally {
-    /// Spans of the last ticks.
-    spans: Vec<(Span, bool)>,
+    spans: Vec<Kept>,
     /// What the change of generations cost that is not in a span yet.
     lost: Spent,
     open: Option<Span>,
+}
+
+/// A span that is remembered.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Kept {
+    span: Span,
+    /// Ends of ticks in it.
+    ticks: usize,
+    /// Its rank has told it in this generation.
+    told: bool,
+}
+
+impl Kept {
+    /// Whether the next one goes on where this one ends.
+    fn leads_to(&self, next: &Self) -> bool {
+        self.span.generation == next.span.generation && self.span.to == next.span.from
+    }
+
+    fn steps(&self) -> u64 {
+        self.span.to.steps - self.span.from.steps
+    }
 }
 
 impl Tally {
@@ -119,29 +148,54 @@ impl Tally {
         *self.lost.entry(class).or_default() += seconds;
     }
 
-    /// A generation begins its work at `mark`.
+    /// A generation begins its work at `mark`. Who speaks for it tells all that is remembered: the one before may not have.
     pub fn begin(&mut self, generation: Generation, world: u32, mark: Mark) {
+        self.spans.iter_mut().for_each(|kept| kept.told = false);
         let spent = std::mem::take(&mut self.lost);
         self.open = Some(Span { generation, world, from: mark, to: mark, spent });
     }
 
-    /// Closes the present span at `mark`; another one begins there. At the end of a `tick` older ones are forgotten.
+    /// Closes the present span at `mark`; another one begins there. At the end of a `tick` older ones are put together.
     pub fn close(&mut self, mark: Mark, spent: &Spent, tick: bool) {
         let Some(mut span) = self.open.take() else { return };
         self.open = Some(Span { from: mark, to: mark, spent: Spent::new(), ..span });
         span.to = mark;
         add(&mut span.spent, spent);
-        self.spans.push((span, tick));
-        let ticks = self.spans.iter().filter(|(_, tick)| *tick).count();
-        for _ in TICKS_KEPT..ticks {
-            let end = self.spans.iter().position(|(_, tick)| *tick).unwrap_or_default();
-            self.spans.drain(..=end);
+        self.spans.push(Kept { span, ticks: usize::from(tick), told: false });
+        while self.spans.iter().filter(|kept| kept.ticks > 0).count() > TICKS_KEPT {
+            self.condense();
+        }
+    }
+
+    /// One span fewer: the two shortest neighbours become one, or, of nothing but generations that took no steps together, the
+    /// oldest is forgotten.
+    fn condense(&mut self) {
+        let pairs = self.spans.windows(2).enumerate().filter(|(_, pair)| pair[0].leads_to(&pair[1]));
+        match pairs.min_by_key(|(_, pair)| pair[0].steps() + pair[1].steps()).map(|(place, _)| place) {
+            Some(place) => {
+                let later = self.spans.remove(place + 1);
+                let kept = &mut self.spans[place];
+                kept.span.to = later.span.to;
+                add(&mut kept.span.spent, &later.span.spent);
+                (kept.ticks, kept.told) = (kept.ticks + later.ticks, kept.told && later.told);
+            }
+            None => drop(self.spans.remove(0)),
+        }
+    }
+
+    /// Tells what was not told in this generation, oldest first, as long as `say` takes it.
+    pub fn tell(&mut self, mut say: impl FnMut(&Span) -> bool) {
+        for kept in self.spans.iter_mut().filter(|kept| !kept.told) {
+            kept.told = say(&kept.span);
+            if !kept.told {
+                break;
+            }
         }
     }
 
     /// All that is remembered, oldest first.
     pub fn spans(&self) -> impl DoubleEndedIterator<Item = &Span> {
-        self.spans.iter().map(|(span, _)| span)
+        self.spans.iter().map(|kept| &kept.span)
     }
 }
 
@@ -201,8 +255,12 @@ impl Ledger {
     pub fn take(&mut self, span: &Span) -> bool {
         let last = self.generations.last().copied().unwrap_or_default();
         let same = span.generation <= last;
-        if self.begun && same && (span.to <= self.reached || span.from < self.reached) {
+        if self.begun && same && (span.to <= self.reached || (span.from < self.reached && span.generation < last)) {
             return false;
+        }
+        if self.begun && same && span.from < self.reached {
+            // spans that nobody heard of in time were put together with one that is known
+            return self.take(&span.after(self.reached));
         }
         if self.begun {
             self.again += self.reached.steps.saturating_sub(span.from.steps);
@@ -299,12 +357,46 @@ mod tests {
         tally.begin(Generation(2), 1, mark(many + 3));
         tally.close(mark(many + 5), &Spent::new(), false);
         let marks: Vec<_> = tally.spans().map(|span| (span.from.steps, span.to.steps)).collect();
-        assert_eq!((marks[0], marks.len()), ((2, 3), TICKS_KEPT + 2), "older ones are forgotten");
+        assert_eq!(
+            (&marks[..3], marks.len()),
+            (&[(0, 2), (2, 4), (4, 5)][..], TICKS_KEPT + 2),
+            "older ones are put together"
+        );
         assert_eq!(marks[TICKS_KEPT - 1..], [(many + 1, many + 2), (many + 2, many + 3), (many + 3, many + 5)]);
         assert_eq!(tally.spans().last().unwrap().spent[&Class::Detection], 0.5);
         let mut ledger = Ledger::default();
         assert_eq!(tally.spans().filter(|span| ledger.take(span)).count(), marks.len());
         assert_eq!(ledger.changes[&Generation(2)], [(Class::Detection, 0.5)].into());
+    }
+
+    /// Nobody hears a rank for longer than it remembers every tick, in the middle of a generation.
+    #[test]
+    fn a_rank_that_is_not_heard_for_long_tells_every_step_in_the_end() {
+        let (mut tally, mut ledger) = (Tally::default(), Ledger::default());
+        tally.begin(Generation(1), 2, mark(0));
+        let ticks = 5 * TICKS_KEPT as u64;
+        for tick in 1..=ticks {
+            tally.close(mark(3 * tick), &[(Class::Compute, 1.0)].into(), true);
+            // heard at first, then not for long
+            let heard = tick < 100 || tick == ticks;
+            tally.tell(|span| {
+                if heard {
+                    ledger.take(span);
+                }
+                heard
+            });
+        }
+        assert_eq!((ledger.reached, ledger.again, ledger.missing), (mark(3 * ticks), 0, 0));
+        assert!((ledger.seconds() - ticks as f64).abs() < 1.0, "{}", ledger.seconds());
+        assert!(tally.spans().count() <= TICKS_KEPT);
+        let mut again = ledger.clone();
+        assert!(tally.spans().all(|span| !again.take(span)), "all of it is known");
+        // generations without steps are no reason to remember for ever
+        for generation in 2..=2 * TICKS_KEPT as u64 {
+            tally.begin(Generation(generation), 2, mark(3 * ticks));
+            tally.close(mark(3 * ticks), &Spent::new(), true);
+        }
+        assert!(tally.spans().count() <= TICKS_KEPT);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use collective::ECHO_BYTES_MAX;
 use common::checkpoint::TrainerCursor;
 use common::growth::Level;
 use common::ids::{Generation, ImagesSeen};
-use common::ledger::{Class, Span, Spent, Tally};
+use common::ledger::{Class, Spent, Tally};
 use common::metrics::{Event, Tick};
 use common::seed::Purpose;
 use data::Pyramid;
@@ -182,8 +182,7 @@ impl<'t, 'a> Training<'t, 'a> {
 
     fn run(&mut self) -> Result<Ending, Failure> {
         // whoever spoke for the run before may not have told all of it
-        let spans: Vec<_> = self.tally.spans().cloned().collect();
-        spans.iter().for_each(|span| self.record(span));
+        self.record();
         if self.images() == 0 {
             self.reals();
             self.fakes()?;
@@ -346,7 +345,7 @@ impl<'t, 'a> Training<'t, 'a> {
             spent: spent.into_iter().map(|(name, class)| (name.to_owned(), classes[&class])).collect(),
         };
         self.say(&Event::Tick(tick));
-        self.record_last();
+        self.record();
         self.tick = TickState::new(images, images);
         Ok(())
     }
@@ -400,7 +399,7 @@ impl<'t, 'a> Training<'t, 'a> {
         self.tally.close(self.trainer.mark(), &spent, false);
         match ending {
             Ok(Ending::Regroup) => {}
-            Ok(_) => self.record_last(),
+            Ok(_) => self.record(),
             Err(_) => {
                 let in_flight = now.at.saturating_duration_since(self.last.at);
                 let waited = now.reduce.saturating_sub(self.last.reduce).min(in_flight);
@@ -410,19 +409,19 @@ impl<'t, 'a> Training<'t, 'a> {
         }
     }
 
-    fn record_last(&mut self) {
-        let last = self.tally.spans().next_back().cloned();
-        last.iter().for_each(|span| self.record(span));
-    }
-
-    /// Rank 0 keeps the ledger.
-    fn record(&mut self, span: &Span) {
-        if self.trainer.communicator().rank() == 0 {
-            match serde_json::to_string(span) {
-                Ok(json) => self.parts.agent.ledger(json),
-                Err(error) => tracing::warn!("a line of the ledger could not be written: {error}"),
-            }
+    /// Tells what of the ledger was not told yet. Rank 0 speaks for the run.
+    fn record(&mut self) {
+        if self.trainer.communicator().rank() != 0 {
+            return;
         }
+        let agent = self.parts.agent;
+        self.tally.tell(|span| match serde_json::to_string(span) {
+            Ok(json) => agent.ledger(json),
+            Err(error) => {
+                tracing::warn!("a line of the ledger could not be written: {error}");
+                true
+            }
+        });
     }
 
     /// A run that is evaluated at its end only says where it started too: the untrained network at full resolution.

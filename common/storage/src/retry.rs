@@ -5,6 +5,7 @@
 //! there is one, else by the status in the error's text (a test pins that text).
 
 use crate::error::{StorageError, detail};
+use crate::source::LocalFile;
 use object_store::client::HttpError;
 use object_store::{Error, RetryConfig};
 use std::error::Error as StdError;
@@ -210,6 +211,9 @@ where
 /// A failure that is final.
 pub(crate) fn failure(class: Class, what: &str, error: &Error) -> StorageError {
     let what = what.to_owned();
+    if let Some(LocalFile { file, detail }) = LocalFile::behind(error) {
+        return StorageError::Unreadable { file: file.clone(), detail: detail.clone() };
+    }
     match class {
         Class::Missing => StorageError::NotFound { what },
         Class::Denied => StorageError::Denied { what, detail: detail(error) },

@@ -88,9 +88,27 @@ impl Source {
     }
 }
 
+/// A file of this machine that could be opened, and cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("{file} cannot be read: {detail}")]
+pub(crate) struct LocalFile {
+    /// Its path.
+    pub(crate) file: String,
+    /// The system's words.
+    pub(crate) detail: String,
+}
+
+impl LocalFile {
+    /// What lies behind an error of the store's client, if it is this.
+    pub(crate) fn behind(error: &Error) -> Option<&Self> {
+        let Error::NotSupported { source } = error else { return None };
+        source.downcast_ref()
+    }
+}
+
 /// An error that is not tried again, unlike one of input and output in the store.
 fn unreadable(name: &str, error: &dyn std::error::Error) -> Error {
-    Error::NotSupported { source: format!("{name} cannot be read: {error}").into() }
+    Error::NotSupported { source: Box::new(LocalFile { file: name.to_owned(), detail: error.to_string() }) }
 }
 
 #[cfg(test)]
@@ -132,7 +150,9 @@ mod tests {
         let source = Source::open(&path).await.unwrap();
         std::fs::File::options().write(true).open(&path).unwrap().set_len(3).unwrap();
         let shorter = source.read(0..11).await.unwrap_err();
-        assert_eq!(crate::retry::classify(&shorter), crate::retry::Class::Never);
-        assert!(shorter.to_string().contains("metrics.jsonl"), "{shorter}");
+        let class = crate::retry::classify(&shorter);
+        assert_eq!(class, crate::retry::Class::Never);
+        let told = crate::retry::failure(class, "put metrics.jsonl", &shorter);
+        assert!(matches!(&told, StorageError::Unreadable { file, .. } if file.ends_with("metrics.jsonl")), "{told}");
     }
 }

@@ -228,9 +228,11 @@ impl Agent {
         self.enqueue(Body::Tick(rpc::Tick { generation, event: event_json }));
     }
 
-    /// Sends one [`common::ledger::Span`] as JSON. Rank 0 only. Kept while the coordinator is away, up to a bound.
-    pub fn ledger(&self, span: String) {
-        self.enqueue(Body::Ledger(rpc::Ledger { span }));
+    /// Sends one [`common::ledger::Span`] as JSON. Rank 0 only. Kept while the coordinator is away, up to a bound: beyond it the
+    /// answer is false, and the span is to be told later.
+    #[must_use]
+    pub fn ledger(&self, span: String) -> bool {
+        self.enqueue(Body::Ledger(rpc::Ledger { span }))
     }
 
     /// Announces a committed checkpoint. Rank 0 only. Kept while the coordinator is away, up to a bound.
@@ -258,21 +260,23 @@ impl Agent {
         }
     }
 
-    fn enqueue(&self, body: Body) {
-        let Some(outbox) = &self.outbox else { return };
+    /// Whether there was room.
+    fn enqueue(&self, body: Body) -> bool {
+        let Some(outbox) = &self.outbox else { return true };
         if let Body::Tick(tick) = &body
             && tick.event.len() > MESSAGE_BYTES_MAX / 2
         {
             tracing::warn!("a metric event of {} bytes is too long to be sent and is dropped", tick.event.len());
-            return;
+            return true;
         }
         match outbox.try_send(body) {
-            Ok(()) => {}
+            // closed: the run is over for this worker, and `commands` says so
+            Ok(()) | Err(TrySendError::Closed(_)) => true,
+            Err(TrySendError::Full(Body::Ledger(_))) => false,
             Err(TrySendError::Full(_)) => {
                 tracing::warn!("{QUEUE} messages wait for the coordinator already; one more is dropped");
+                false
             }
-            // the run is over for this worker, and `commands` says so
-            Err(TrySendError::Closed(_)) => {}
         }
     }
 }
