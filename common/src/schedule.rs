@@ -42,7 +42,7 @@ impl Stage {
             minibatch,
             group,
             micro_batch: (most / group).max(1).saturating_mul(group).min(minibatch),
-            learning_rate: train.learning_rate_at(level.resolution),
+            learning_rate: train.learning_rate_at(level.resolution) * train.rate_at(images),
             ema_decay: train.ema.decay(minibatch),
             tick_images: train.tick_images_at(level.resolution),
         }

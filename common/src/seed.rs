@@ -34,6 +34,14 @@ pub enum Purpose {
     Fault = 10,
     /// Another seed for what follows after training diverged; step = number of the draw.
     Redraw = 11,
+    /// Which image of the second domain is shown beside one of the first.
+    Unpaired = 12,
+    /// Where an image is cropped.
+    Crop = 13,
+    /// Whether D is shown a made image or an older one, and which.
+    Pool = 14,
+    /// Which activations are dropped.
+    Dropout = 15,
 }
 
 /// The seed of all draws of training after its `draw`th new start: `seed` itself at first.
@@ -57,6 +65,13 @@ impl Stream {
         let mut rng = ChaCha8Rng::from_seed(key);
         rng.set_stream(sample);
         Self(rng)
+    }
+
+    /// The part numbered `part` of this stream, from its beginning: parts do not meet before 2^32 draws.
+    #[must_use]
+    pub fn of(mut self, part: u64) -> Self {
+        self.0.set_word_pos(u128::from(part) << 32);
+        self
     }
 
     /// Fills `out` with draws from N(0, 1).

@@ -58,7 +58,7 @@ fn prepare() -> ExitCode {
     for done in 0..=3 {
         println!(r#"{{"done":{done},"total":3}}"#);
     }
-    println!(r#"{{"images":3,"fingerprint":"{FINGERPRINT}","skipped":0,"reused":false}}"#);
+    println!(r#"{{"images":3,"epoch":3,"fingerprint":"{FINGERPRINT}","skipped":0,"reused":false}}"#);
     ExitCode::SUCCESS
 }
 

@@ -207,7 +207,7 @@ fn facts(run: &Run, manifest: &Manifest) -> Vec<(&'static str, String)> {
         ("checkpoint", format!("{}/{}", run.url(), manifest.key())),
         ("state_hash", manifest.state_hash().to_string()),
         ("model", summary(config)),
-        ("progress", format!("{:.1} of {} kimg{level}", ImagesSeen(cursor.images).kimg(), config.train.total_kimg)),
+        ("progress", format!("{:.1} of {}{level}", ImagesSeen(cursor.images).kimg(), config.train.length())),
         (
             "cursor",
             format!(

@@ -102,6 +102,23 @@ pub enum Command {
         #[command(flatten)]
         s3: S3Args,
     },
+    /// Translate images by the networks of a checkpoint
+    Translate {
+        /// URL or path of a run, or of one manifest of it
+        url: String,
+        /// Images of any size, or folders of images
+        #[arg(required = true, value_name = "INPUT")]
+        inputs: Vec<PathBuf>,
+        /// Which way, as in a2b or b2a
+        #[arg(long, value_name = "DIRECTION")]
+        direction: String,
+        /// Folder for the PNG files; nothing in it is overwritten
+        #[arg(long, value_name = "FOLDER")]
+        out: PathBuf,
+        /// How the store is reached.
+        #[command(flatten)]
+        s3: S3Args,
+    },
     /// Draw the curves of a run: resolution, distances, losses, speed
     Plot(PlotArgs),
     /// Say where a run's time went: goodput, and what every fault cost
@@ -191,6 +208,9 @@ pub async fn run(command: Command) -> Result<Exit, Failure> {
         Command::Scale { target, workers } => ask(&target, Question::Scale(rpc::Scale { workers })).await,
         Command::Checkpoint(target) => ask(&target, Question::Checkpoint(rpc::Checkpoint {})).await,
         Command::Sample { url, seeds, out, s3 } => match sample::sample(&url, &seeds, &out, &s3)? {},
+        Command::Translate { url, inputs, direction, out, s3 } => {
+            match sample::translate(&url, &direction, &inputs, &out, &s3)? {}
+        }
         Command::Plot(args) => plot::plot(&args).await.map(|()| Exit::Ok),
         Command::Report(args) => report::report(&args).await.map(|()| Exit::Ok),
         Command::Checkpoints(command) => checkpoints_cli::run(&command, &mut std::io::stdout().lock()).await,
@@ -229,6 +249,7 @@ mod tests {
             "coordinator stop toy --log-format json",
             "coordinator checkpoint toy",
             "coordinator sample /runs/toy --seeds 0-63 --out grid.png",
+            "coordinator translate /runs/toy in.png more --direction a2b --out made",
             "coordinator config default",
             "coordinator report /runs/toy --json",
             "coordinator checkpoints ls /runs/toy --json",

@@ -134,13 +134,10 @@ fn answer(command: &ConfigCommand) -> Result<String, Failure> {
         ConfigCommand::Check { experiment: args } => {
             let Experiment { resolved, workers } = load(args)?;
             let config = &resolved.config;
-            let (pixels, kimg) = (config.model.resolution(), config.train.total_kimg);
+            let (pixels, length) = (config.model.resolution(), config.train.length());
             let file = args.file.display();
             let plural = if workers == 1 { "" } else { "s" };
-            format!(
-                "{file}: ok: {}, {pixels} pixels, {kimg} kimg, for {workers} worker{plural} at launch\n",
-                config.name
-            )
+            format!("{file}: ok: {}, {pixels} pixels, {length}, for {workers} worker{plural} at launch\n", config.name)
         }
         ConfigCommand::Show { experiment, json: false } => load(experiment)?.resolved.to_toml(),
         ConfigCommand::Show { experiment, json: true } => {

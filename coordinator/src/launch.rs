@@ -220,7 +220,7 @@ async fn begin_anew(
         return Ok(Exit::Ok);
     }
     let mut records = Records::open(held.folder(), origin.run.clone(), resume_images(&origin)).await?;
-    let ended = begin_and_drive(&origin, found, &token, held, &mut records, stage).await;
+    let ended = begin_and_drive(&mut origin, found, &token, held, &mut records, stage).await;
     close(records, ended, stage).await
 }
 
@@ -259,7 +259,7 @@ pub(crate) async fn close(
 }
 
 async fn begin_and_drive(
-    origin: &Origin,
+    origin: &mut Origin,
     found: &Found,
     token: &Token,
     held: &mut Held,
@@ -272,8 +272,12 @@ async fn begin_and_drive(
         return Ok(End::Exit(withdrawn(stage.display, Some(origin))));
     };
     same_images(origin, &prepared)?;
+    if origin.config.train.know_epoch(prepared.epoch) {
+        origin.origins.remove("train.epoch_images");
+    }
+    let config = to_json(&origin.config)?;
     let config_files =
-        [("config.toml", origin.config_toml.clone(), Content::Toml), ("config.json", config.clone(), Content::Json)];
+        [("config.toml", origin.to_toml(), Content::Toml), ("config.json", config.clone(), Content::Json)];
     for (name, text, content) in config_files {
         origin.run.put_file(name, text.into(), content).await?;
     }

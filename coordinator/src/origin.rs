@@ -8,10 +8,12 @@ use crate::failure::Failure;
 use crate::s3_args;
 use common::checkpoint::{Dataset, Manifest, ManifestKey};
 use common::config::resolved::RunConfig;
-use common::config::{self, Base, Change, Effect, Layers};
+use common::config::{self, Base, Change, Effect, Layers, Resolved};
 use common::exit::Exit;
+use common::families;
 use common::ids::{Generation, ImagesSeen};
 use coordinator_core::Stored;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use storage::{Run, RunUrl, Store};
@@ -44,8 +46,8 @@ impl FromStr for Resume {
 pub struct Origin {
     /// Its configuration.
     pub config: RunConfig,
-    /// The same as an experiment file, with where each value came from.
-    pub config_toml: String,
+    /// Where each of its values came from.
+    pub origins: BTreeMap<String, config::Origin>,
     /// Where it is stored.
     pub run: Run,
     /// The checkpoint it starts from.
@@ -58,6 +60,14 @@ pub struct Origin {
     pub create_only: bool,
     /// What the operator should know.
     pub notes: Vec<String>,
+}
+
+impl Origin {
+    /// Its configuration as an experiment file, with where each value came from.
+    #[must_use]
+    pub fn to_toml(&self) -> String {
+        Resolved { config: self.config.clone(), origins: self.origins.clone() }.to_toml()
+    }
 }
 
 /// Which run a command line speaks of, before it is known whether it begins.
@@ -162,8 +172,8 @@ pub async fn of_experiment(file: PathBuf, overrides: &Overrides, resume: Option<
         Some(Resume::Auto | Resume::Never) | None => {
             let (create_only, notes) = usable(&run).await?;
             let generation = last_generation(&run).await?;
-            let (config_toml, config) = (experiment.resolved.to_toml(), experiment.resolved.config);
-            Ok(Origin { config, config_toml, run, resume: None, dataset: None, generation, create_only, notes })
+            let Resolved { config, origins } = experiment.resolved;
+            Ok(Origin { config, origins, run, resume: None, dataset: None, generation, create_only, notes })
         }
     }
 }
@@ -223,9 +233,9 @@ async fn resumed(
     let generation = last_generation(&run).await?;
     let key = manifest.key();
     let resume = Some(Stored { images: key.images, manifest: key.to_string() });
-    let (config_toml, config) = (resolved.to_toml(), resolved.config);
+    let Resolved { config, origins } = resolved;
     let dataset = Some(manifest.dataset);
-    Ok(Origin { config, config_toml, run, resume, dataset, generation, create_only, notes })
+    Ok(Origin { config, origins, run, resume, dataset, generation, create_only, notes })
 }
 
 /// A text as TOML writes it: JSON's escapes are TOML's too.
@@ -262,8 +272,16 @@ fn judge(changes: &[Change]) -> Result<Vec<String>, Failure> {
 
 /// What the experiment file says otherwise than the run, and that the run is right.
 fn differences(run: &RunConfig, file: &RunConfig) -> Vec<String> {
-    let aside = ["checkpoint.url", "cluster.workers"];
-    let changes = config::diff(run, file).into_iter().filter(|change| !aside.contains(&change.key.as_str()));
+    let family = families::family(run.model.family());
+    let aside = |change: &Change| match change.key.as_str() {
+        "checkpoint.url" | "cluster.workers" => true,
+        // what the data said
+        "train.epoch_images" => file.train.epochs.is_some_and(|epochs| epochs.images == 0),
+        // what the workers at launch said
+        "train.minibatch.default" => family.is_some_and(|family| family.one_per_worker),
+        _ => false,
+    };
+    let changes = config::diff(run, file).into_iter().filter(|change| !aside(change));
     let list: Vec<String> = changes
         .map(|change| {
             let text = |value: Option<String>| value.unwrap_or_else(|| "unset".into());
@@ -304,7 +322,8 @@ async fn last_generation(run: &Run) -> Result<Generation, Failure> {
 #[must_use]
 pub fn is_complete(origin: &Origin) -> bool {
     let total = ImagesSeen(origin.config.train.total_images());
-    origin.resume.as_ref().is_some_and(|stored| stored.images >= total)
+    // a length that the data will say is not known yet
+    total.0 > 0 && origin.resume.as_ref().is_some_and(|stored| stored.images >= total)
 }
 
 #[cfg(test)]

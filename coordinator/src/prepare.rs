@@ -41,6 +41,8 @@ enum Report {
 pub struct Prepared {
     /// Images in it.
     pub images: u64,
+    /// Images of one pass over it.
+    pub epoch: u64,
     /// What the images are, as the checkpoints of a run record it.
     pub fingerprint: String,
     /// Files that could not be used.
@@ -191,7 +193,7 @@ mod tests {
     fn both_kinds_of_report_are_told_apart() {
         let read = |text: &str| serde_json::from_str::<Report>(text);
         assert_eq!(read(r#"{"done":3,"total":9}"#).unwrap(), Report::Progress { done: 3, total: 9 });
-        let ready = r#"{"images":5,"fingerprint":"ab","skipped":1,"reused":false}"#;
+        let ready = r#"{"images":5,"epoch":5,"fingerprint":"ab","skipped":1,"reused":false}"#;
         assert!(matches!(read(ready).unwrap(), Report::Ready(prepared) if prepared.images == 5));
         assert!(read(r#"{"what":1}"#).is_err());
     }

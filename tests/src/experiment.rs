@@ -34,14 +34,53 @@ impl Experiment {
     /// Never: the text is fixed.
     #[must_use]
     pub fn sngan() -> Self {
-        let mut file = Self::tiny();
-        let model = file.0["model"].as_table_mut().expect("a section");
-        *model = Table::new();
-        file.0["train"].as_table_mut().expect("a section").remove("growth");
-        let keys = [("family", Value::from("sngan")), ("resolution", 16.into()), ("latent_size", 8.into())];
-        keys.into_iter()
-            .chain([("width", 8.into())])
-            .fold(file, |file, (key, value)| file.with(&format!("model.{key}"), value))
+        Self::of("sngan", &[("resolution", 16), ("latent_size", 8), ("width", 8)])
+    }
+
+    /// A run of two domains, in the folder `domains`: 35 passes over 20 images, the learning rate falling in the last 15.
+    ///
+    /// # Panics
+    /// Never: the text is fixed.
+    #[must_use]
+    pub fn cyclegan() -> Self {
+        let narrow =
+            [("resolution", 16), ("g_width", 4), ("g_blocks", 1), ("d_width", 4), ("d_layers", 1), ("pool_size", 9)];
+        Self::of("cyclegan", &narrow)
+            .without("train.total_kimg")
+            .with("train.constant_epochs", 20)
+            .with("train.decay_epochs", 15)
+            .with("data.source", "domains")
+            .with("data.load_size", 18)
+    }
+
+    /// A run on pairs, in the folder `pairs`, as long.
+    ///
+    /// # Panics
+    /// Never: the text is fixed.
+    #[must_use]
+    pub fn pix2pix() -> Self {
+        Self::of("pix2pix", &[("resolution", 32), ("g_width", 2), ("g_downs", 5), ("d_width", 2), ("d_layers", 1)])
+            .with("data.source", "pairs")
+            .with("data.load_size", 36)
+    }
+
+    /// The tiny run with networks of another family, at one resolution.
+    fn of(family: &str, keys: &[(&str, i64)]) -> Self {
+        let mut file = Self::tiny().without("train.growth").without("metrics.images");
+        file.0["model"] = Item::Table(Table::new());
+        let file = file.with("model.family", family);
+        keys.iter().fold(file, |file, (key, value)| file.with(&format!("model.{key}"), *value))
+    }
+
+    /// The same without `key`.
+    ///
+    /// # Panics
+    /// When there is no such section.
+    #[must_use]
+    pub fn without(mut self, key: &str) -> Self {
+        let (section, name) = key.rsplit_once('.').expect("a key lies in a section");
+        self.0[section].as_table_mut().expect("a section").remove(name);
+        self
     }
 
     /// The same with `key` (`train.total_kimg`) set to `value`.

@@ -10,16 +10,53 @@ use std::path::Path;
 /// When it cannot be encoded.
 #[must_use]
 pub fn png(number: u32, side: u32) -> Vec<u8> {
+    encoded(&pixels(number, side), side, side)
+}
+
+fn pixels(number: u32, side: u32) -> Vec<[u8; 3]> {
     let at = |x: u32, y: u32| {
         let block = (x * 4 / side + y * 4 / side * 4) == number % 16;
         let shade = |base: u32| (if block { 255 - base * 40 } else { base * 60 + (x * 7 + y * 3) % 50 } % 256) as u8;
         [shade(number % 3), shade((number + 1) % 4), shade(number % 5)]
     };
-    let pixels: Vec<u8> = (0..side * side).flat_map(|i| at(i % side, i / side)).collect();
+    (0..side * side).map(|i| at(i % side, i / side)).collect()
+}
+
+fn encoded(pixels: &[[u8; 3]], width: u32, height: u32) -> Vec<u8> {
     let mut bytes = Vec::new();
     let encoder = PngEncoder::new(&mut bytes);
-    encoder.write_image(&pixels, side, side, ExtendedColorType::Rgb8).expect("a small image can be encoded");
+    encoder
+        .write_image(pixels.as_flattened(), width, height, ExtendedColorType::Rgb8)
+        .expect("a small image can be encoded");
     bytes
+}
+
+/// Two domains in `folder`, as the original CycleGAN repository lays them out: 12 images of A, 20 of B, and 3 of each to test with.
+///
+/// # Panics
+/// When the folder cannot be written.
+pub fn domains(folder: &Path, side: u32) {
+    for (name, count) in [("trainA", 12), ("trainB", 20), ("testA", 3), ("testB", 3)] {
+        self::folder(&folder.join(name), count, side);
+    }
+}
+
+/// 20 images in `folder/train` whose left half belongs to their right one, and 3 in `folder/val`.
+///
+/// # Panics
+/// When the folder cannot be written.
+pub fn pairs(folder: &Path, side: u32) {
+    for (name, count) in [("train", 20), ("val", 3)] {
+        let place = folder.join(name);
+        std::fs::create_dir_all(&place).expect("a folder for images");
+        for number in 0..count {
+            let (left, right) = (pixels(number, side), pixels(number + 7, side));
+            let rows = left.chunks_exact(side as usize).zip(right.chunks_exact(side as usize));
+            let both: Vec<[u8; 3]> = rows.flat_map(|(left, right)| left.iter().chain(right).copied()).collect();
+            let bytes = encoded(&both, 2 * side, side);
+            std::fs::write(place.join(format!("{number:03}.png")), bytes).expect("an image is written");
+        }
+    }
 }
 
 /// Fills `folder` with `count` images of `side` pixels.

@@ -96,7 +96,7 @@ pub fn sliced_wasserstein(
     let (seed, resolution) = (config.seed, level.resolution);
     let count = (config.metrics.images as usize).min(pyramid.len()) as u32;
     let mirror = config.data.mirror.then_some(seed);
-    let made = generate::together(trainer, Purpose::Evaluate, level, count)?;
+    let made = generate::samples(trainer, Purpose::Evaluate, level, count)?;
     if trainer.communicator().rank() != 0 {
         return Ok(None);
     }

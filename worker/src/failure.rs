@@ -29,6 +29,9 @@ pub enum Failure {
     /// The training images cannot be used.
     #[error(transparent)]
     Data(#[from] data::DataError),
+    /// Images that were to be made into others cannot be.
+    #[error("{0} could not be translated")]
+    UnusableImages(String),
     /// This worker's store is not the run's.
     #[error("{0}")]
     OtherStore(String),
@@ -112,7 +115,7 @@ impl Failure {
             Self::Agent(error) => error.exit(),
             Self::Unreachable { .. } => Exit::Network,
             Self::Usage(_) => Exit::Usage,
-            Self::Data(_) | Self::Input(_) | Self::OtherImages(_) => Exit::Data,
+            Self::Data(_) | Self::Input(_) | Self::OtherImages(_) | Self::UnusableImages(_) => Exit::Data,
             Self::Storage(_) | Self::OtherStore(_) | Self::Restore(_) | Self::Finish(FinishError::NotStored { .. }) => {
                 Exit::Storage
             }

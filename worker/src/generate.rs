@@ -1,8 +1,8 @@
-//! Images from the averaged generator, made by all ranks together: for sample grids and for metrics.
+//! Images from the trained networks, made by all ranks together: for sample grids and for metrics.
 //!
 //! An image depends on its index and the run's seed alone, never on the rank that makes it.
 
-use crate::models::GanModel;
+use crate::models::Sampler;
 use crate::trainer::{StepError, Trainer};
 use common::growth::Level;
 use common::seed::{Purpose, Stream};
@@ -36,34 +36,53 @@ pub fn latents(seed: u64, purpose: Purpose, indices: &Range<u32>, size: u32, dev
 /// Images `indices` at `level`, CHW bytes one after the other, from latents made by `latents`.
 #[must_use]
 pub fn images(
-    model: &dyn GanModel,
+    sampler: &dyn Sampler,
     level: &Level,
     indices: Range<u32>,
     latents: impl Fn(&Range<u32>) -> Tensor,
 ) -> Vec<u8> {
     let step = (PIXELS_AT_ONCE / level.resolution.pow(2)).clamp(1, 256);
     let pieces = indices.clone().step_by(step as usize).map(|start| start..(start + step).min(indices.end));
-    pieces.flat_map(|piece| to_bytes(&model.sample(&latents(&piece), level))).collect()
+    pieces.flat_map(|piece| to_bytes(&sampler.sample(&latents(&piece), level))).collect()
 }
 
-/// `count` images at `level`, made by all ranks and known to all. Every rank calls it at the same step.
+/// `count` samples at `level`, made by all ranks and known to all. Every rank calls it at the same step. Nothing of a model that
+/// is no sampler.
 ///
 /// # Errors
 /// When a rank is lost.
-pub fn together(trainer: &mut Trainer, purpose: Purpose, level: Level, count: u32) -> Result<Vec<u8>, StepError> {
-    let (rank, world) = (trainer.communicator().rank(), trainer.communicator().world());
+pub fn samples(trainer: &mut Trainer, purpose: Purpose, level: Level, count: u32) -> Result<Vec<u8>, StepError> {
     let (seed, device) = (trainer.config().seed, trainer.device());
-    let image = 3 * level.resolution.pow(2) as usize;
-    // each round, every rank makes the same number of images, and the round fits in one exchange
-    let each = (EXCHANGE / image / world as usize).clamp(1, count.max(1) as usize) as u32;
-    let mut all = Vec::with_capacity(count as usize * image);
+    together(trainer, 3 * level.resolution.pow(2) as usize, count, |trainer, mine| {
+        let sampler = trainer.model().role().sampler();
+        sampler.map_or_else(Vec::new, |sampler| {
+            let size = sampler.latent_size();
+            images(sampler, &level, mine, |piece| latents(seed, purpose, piece, size, device))
+        })
+    })
+}
+
+/// `count` things of `each` bytes, made by all ranks and known to all: `make` is asked for a range of them. Every rank calls it at
+/// the same step.
+///
+/// # Errors
+/// When a rank is lost.
+pub fn together(
+    trainer: &mut Trainer,
+    each: usize,
+    count: u32,
+    mut make: impl FnMut(&Trainer, Range<u32>) -> Vec<u8>,
+) -> Result<Vec<u8>, StepError> {
+    let (rank, world) = (trainer.communicator().rank(), trainer.communicator().world());
+    // each round, every rank makes the same number of them, and the round fits in one exchange
+    let most = (EXCHANGE / each / world as usize).clamp(1, count.max(1) as usize) as u32;
+    let mut all = Vec::with_capacity(count as usize * each);
     let mut start = 0;
     while start < count {
-        let round = (each * world).min(count - start);
+        let round = (most * world).min(count - start);
         let share = round.div_ceil(world);
         let mine = start + (share * rank).min(round)..start + (share * (rank + 1)).min(round);
-        let size = trainer.model().latent_size();
-        let made = images(trainer.model(), &level, mine, |piece| latents(seed, purpose, piece, size, device));
+        let made = make(trainer, mine);
         for bytes in trainer.communicator().gather(made)? {
             all.extend_from_slice(&bytes);
         }

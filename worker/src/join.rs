@@ -8,6 +8,7 @@ use crate::checkpoint::{self, Checkpoints, FinishError, Identity};
 use crate::communicator::Communicator;
 use crate::failure::Failure;
 use crate::gpus;
+use crate::images::Images;
 use crate::input::Input;
 use crate::models;
 use crate::outputs::Outputs;
@@ -84,7 +85,7 @@ struct Worker {
     device: Device,
     runtime: Arc<Runtime>,
     run: storage::Run,
-    pyramid: Arc<data::Pyramid>,
+    images: Arc<Images>,
     dataset: Dataset,
     input: Input,
     trainer: Trainer,
@@ -122,12 +123,12 @@ impl Worker {
         runtime.block_on(alike::same_store(&run, &config))?;
         agent.look_up(coordinator_of(&runtime, &run));
         agent.progress(Progress { activity: Activity::Data, ..Progress::default() });
-        let pyramid = Arc::new(prepare::pyramid(&config, &|_| ())?.pyramid);
-        let dataset = Dataset { fingerprint: pyramid.fingerprint().to_owned(), images: pyramid.len() as u64 };
+        let images = Arc::new(prepare::images(&config, &|_| ())?.images);
+        let dataset = Dataset { fingerprint: images.fingerprint(), images: images.len() as u64 };
         let identity =
             Identity { generation: Generation(0), writer, dataset: dataset.clone(), environment: BTreeMap::new() };
         Ok(Self {
-            input: Input::new(Arc::clone(&pyramid), config.seed, config.data.mirror),
+            input: Input::new(Arc::clone(&images)),
             checkpoints: Checkpoints::new(Arc::clone(&runtime), run.clone(), identity, None),
             trainer: build(&config, device).with_ordeal(ordeal.clone()),
             ordeal,
@@ -139,7 +140,7 @@ impl Worker {
             device,
             runtime,
             run,
-            pyramid,
+            images,
             dataset,
         })
     }
@@ -223,7 +224,7 @@ impl Worker {
             "generation {}, rank {rank} of {}: {} images, {threads} threads, from {}, formed in {:.0} ms",
             assignment.generation,
             assignment.peers.len(),
-            self.pyramid.len(),
+            self.images.len(),
             ImagesSeen(self.trainer.position().images),
             began.elapsed().as_secs_f64() * 1e3,
         );
@@ -232,7 +233,7 @@ impl Worker {
             input: &mut self.input,
             checkpoints: &mut self.checkpoints,
             outputs: Outputs::new(Arc::clone(&self.runtime), self.run.clone(), rank == 0),
-            pyramid: Arc::clone(&self.pyramid),
+            images: Arc::clone(&self.images),
         };
         let (ending, carried) = run::train(&mut self.trainer, &mut parts, Some(carried));
         (self.carried, self.left) = (Some(carried), Some(Instant::now()));

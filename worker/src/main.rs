@@ -10,7 +10,7 @@ use std::io::Write;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use worker::failure::Failure;
-use worker::{environment, join, prepare, sample};
+use worker::{environment, join, prepare, sample, translate};
 
 #[derive(Parser)]
 #[command(name = "worker", version, about = "One training process of a Ganfleet run")]
@@ -44,6 +44,23 @@ enum Command {
         #[arg(long, value_name = "JSON")]
         s3: Option<String>,
     },
+    /// Translate images by the networks of a checkpoint.
+    Translate {
+        /// A run or one of its checkpoints.
+        url: String,
+        /// Images, or folders of images.
+        #[arg(required = true)]
+        inputs: Vec<PathBuf>,
+        /// One of the run's directions, as in a2b.
+        #[arg(long)]
+        direction: String,
+        /// Folder to write to.
+        #[arg(long)]
+        out: PathBuf,
+        /// How an S3-compatible store is reached: `checkpoint.s3` of a resolved configuration (JSON).
+        #[arg(long, value_name = "JSON")]
+        s3: Option<String>,
+    },
 }
 
 fn main() {
@@ -70,6 +87,9 @@ fn main() {
         Command::Sample { url, seeds, out, s3 } => {
             s3_settings(s3.as_deref()).and_then(|s3| sample::sample(&url, &seeds, &out, &s3)).map(|()| Exit::Ok)
         }
+        Command::Translate { url, inputs, direction, out, s3 } => s3_settings(s3.as_deref())
+            .and_then(|s3| translate::translate(&url, &direction, &inputs, &out, &s3))
+            .map(|()| Exit::Ok),
     };
     let exit = outcome.unwrap_or_else(|failure| {
         tracing::error!("{failure}");

@@ -107,6 +107,10 @@ fn draw(init: Init, mut stream: Stream, count: usize) -> Vec<f32> {
     match init {
         Init::Zero => {}
         Init::Normal => stream.normals(&mut values),
+        Init::Gaussian { mean, deviation } => {
+            stream.normals(&mut values);
+            values.iter_mut().for_each(|value| *value = mean + *value * deviation);
+        }
         Init::Uniform(bound) => values.iter_mut().for_each(|value| *value = (2.0 * stream.uniform() - 1.0) * bound),
         Init::Direction => {
             stream.normals(&mut values);

@@ -1,8 +1,10 @@
 //! `worker prepare`: the training images of a run made ready, with progress as JSON lines for the coordinator to show.
 
 use crate::failure::Failure;
+use crate::images::{Images, domains};
 use common::config::resolved::RunConfig;
-use data::{Prepared, Progress, Request, prepare};
+use common::families::Pairing;
+use data::{DataError, Prepared, Progress, Pyramid, Request, Skipped, View, prepare};
 use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::sync::Mutex;
@@ -27,7 +29,7 @@ pub fn from_stdin() -> Result<(), Failure> {
     let config: RunConfig =
         serde_json::from_str(&text).map_err(|e| Failure::Usage(format!("the configuration on standard input: {e}")))?;
     let last = Mutex::new(None::<Instant>);
-    let prepared = pyramid(&config, &|progress| {
+    let prepared = images(&config, &|progress| {
         let (Progress::Waiting { done, total } | Progress::Preparing { done, total }) = progress;
         let mut last = last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if last.is_none_or(|at| at.elapsed() >= EVERY) {
@@ -39,31 +41,89 @@ pub fn from_stdin() -> Result<(), Failure> {
         tracing::warn!("skipped {skipped}");
     }
     if prepared.enlarged > 0 {
-        tracing::warn!("{} images are smaller than model.resolution and were enlarged", prepared.enlarged);
+        tracing::warn!("{} images are smaller than they are used and were enlarged", prepared.enlarged);
     }
     say(&serde_json::json!({
-        "images": prepared.pyramid.len(),
-        "fingerprint": prepared.pyramid.fingerprint(),
+        "images": prepared.images.len(),
+        "epoch": prepared.images.epoch(),
+        "fingerprint": prepared.images.fingerprint(),
         "skipped": prepared.skipped.len(),
         "reused": prepared.reused,
     }));
     Ok(())
 }
 
-/// The pyramid of a run, prepared here or found ready.
+/// The images of a run and what to tell the user about them.
+pub struct Ready {
+    /// The images.
+    pub images: Images,
+    /// Files that were left out, by name.
+    pub skipped: Vec<Skipped>,
+    /// Images smaller than they are used, which were enlarged.
+    pub enlarged: usize,
+    /// Whether nothing had to be read because all were prepared before.
+    pub reused: bool,
+}
+
+/// The images of a run, prepared here or found ready.
 ///
 /// # Errors
 /// The images cannot be used.
-pub fn pyramid(config: &RunConfig, progress: &(dyn Fn(Progress) + Sync)) -> Result<Prepared, Failure> {
+pub fn images(config: &RunConfig, progress: &(dyn Fn(Progress) + Sync)) -> Result<Ready, Failure> {
     let cache = config.data.cache.clone().map_or_else(default_cache, |folder| Ok(PathBuf::from(folder)))?;
-    let request = Request {
+    let request = |view: View, within: Option<&str>, side: u32| Request {
         source: PathBuf::from(&config.data.source),
-        resolution: config.model.resolution(),
+        within: within.map(str::to_owned),
+        view,
+        resolution: side,
         background: config.data.background,
-        cache,
+        cache: cache.clone(),
         max_bad_share: config.data.max_bad_share,
     };
-    Ok(prepare(&request, progress)?)
+    let resolution = config.model.resolution();
+    let (mut train, mut held_out) = (Vec::new(), Vec::new());
+    let (mut skipped, mut enlarged, mut reused) = (Vec::new(), 0, true);
+    let pairing = config.model.pairing();
+    let mut take = |made: Prepared, sets: &mut Vec<Pyramid>| -> Result<(), Failure> {
+        reused &= made.reused;
+        match sets.first() {
+            // both halves are of the same files, which are told of once
+            Some(first) if pairing == Pairing::Paired => same_files(first, &made.pyramid, &config.data.source)?,
+            _ => {
+                skipped.extend(made.skipped);
+                enlarged += made.enlarged;
+            }
+        }
+        sets.push(made.pyramid);
+        Ok(())
+    };
+    for domain in domains(pairing) {
+        let load = config.data.load_size.unwrap_or(resolution);
+        take(prepare(&request(domain.view, domain.train, load), progress)?, &mut train)?;
+        for folder in domain.held_out {
+            // gan.md 2.6: what is not trained on is not cropped
+            match prepare(&request(domain.view, Some(folder), resolution), progress) {
+                Err(DataError::NoImages { skipped, .. }) if skipped.is_empty() => {}
+                made => {
+                    take(made?, &mut held_out)?;
+                    break;
+                }
+            }
+        }
+    }
+    Ok(Ready { images: Images::new(config, train, held_out), skipped, enlarged, reused })
+}
+
+/// Images of one number must belong together.
+fn same_files(left: &Pyramid, right: &Pyramid, source: &str) -> Result<(), Failure> {
+    let names = |set: &Pyramid| (0..set.len()).map(|i| set.name(i).map(str::to_owned)).collect::<Vec<_>>();
+    match names(left) == names(right) {
+        true => Ok(()),
+        false => Err(Failure::Data(DataError::Source {
+            path: PathBuf::from(source),
+            why: "the left and right halves are not of the same files: they changed meanwhile; try again".to_owned(),
+        })),
+    }
 }
 
 fn default_cache() -> Result<PathBuf, Failure> {

@@ -7,9 +7,10 @@ use crate::checkpoint::{Checkpoints, Committed};
 use crate::environment::peak_memory_mib;
 use crate::evaluate;
 use crate::failure::Failure;
-use crate::generate;
+use crate::images::Images;
 use crate::input::Input;
 use crate::outputs::Outputs;
+use crate::pictures;
 use crate::sync::{self, Carried};
 use crate::trainer::Trainer;
 use agent::{Activity, Agent, Commands, Progress, Stored};
@@ -19,8 +20,6 @@ use common::growth::Level;
 use common::ids::{Generation, ImagesSeen};
 use common::ledger::{Class, Spent, Tally};
 use common::metrics::{Event, Tick};
-use common::seed::Purpose;
-use data::Pyramid;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -44,8 +43,8 @@ pub struct Parts<'a> {
     pub checkpoints: &'a mut Checkpoints,
     /// Grids.
     pub outputs: Outputs,
-    /// The training images.
-    pub pyramid: Arc<Pyramid>,
+    /// The images of the run.
+    pub images: Arc<Images>,
 }
 
 /// Trains until the schedule is complete or everybody agreed to stop, and stores the last state. Also says where it stands,
@@ -184,8 +183,8 @@ impl<'t, 'a> Training<'t, 'a> {
         // whoever spoke for the run before may not have told all of it
         self.record();
         if self.images() == 0 {
-            self.reals();
-            self.fakes()?;
+            pictures::reals(self.trainer, &self.parts.images, &mut self.parts.outputs);
+            self.pictures()?;
             self.evaluate_untrained()?;
         }
         // the last generation may have broken before it did what was due
@@ -207,7 +206,7 @@ impl<'t, 'a> Training<'t, 'a> {
             return Ok(ending);
         }
         if ending == Ending::Complete {
-            self.fakes()?;
+            self.pictures()?;
             let level = self.trainer.stage().level;
             self.evaluate(level)?;
         }
@@ -234,7 +233,7 @@ impl<'t, 'a> Training<'t, 'a> {
         let ahead = 2 * self.trainer.model().phases().iter().map(|p| p.repeats as usize).sum::<usize>();
         let upcoming = self.trainer.upcoming(ahead);
         let real = self.parts.input.next(&upcoming)?;
-        let agreed = self.trainer.step(real.as_ref(), flags)?;
+        let agreed = self.trainer.step(&real, flags)?;
         let steps = self.trainer.mark().steps;
         if steps.is_multiple_of(LOOK) && self.trainer.skipped_in_a_row() >= SKIPPED_MAX {
             return Err(Failure::Diverged(ImagesSeen(self.images())));
@@ -298,7 +297,7 @@ impl<'t, 'a> Training<'t, 'a> {
         let ticks = ends || now - self.tick.start_images >= self.trainer.stage().tick_images;
         let before = std::mem::replace(&mut self.cycle_began, now);
         if (if samples == 0 { ticks } else { passed(before, now, samples) }) && !ends {
-            self.fakes()?;
+            self.pictures()?;
         }
         if metrics > 0 && passed(before, now, metrics) && !ends {
             let level = self.trainer.stage().level;
@@ -441,7 +440,7 @@ impl<'t, 'a> Training<'t, 'a> {
         }
         let began = Instant::now();
         self.report(Activity::Evaluate, 0.0);
-        let quality = evaluate::sliced_wasserstein(self.trainer, &self.parts.pyramid, level, &mut self.floors)?;
+        let quality = evaluate::sliced_wasserstein(self.trainer, self.parts.images.first(), level, &mut self.floors)?;
         if let Some(quality) = quality {
             let mean = quality.levels.values().sum::<f64>() / quality.levels.len().max(1) as f64;
             let best = self.best.entry(quality.metric.clone()).or_insert(mean);
@@ -452,35 +451,11 @@ impl<'t, 'a> Training<'t, 'a> {
         Ok(())
     }
 
-    /// `reals.png`: the first images of the run's order, at full resolution.
-    fn reals(&mut self) {
-        if self.trainer.communicator().rank() != 0 {
-            return;
-        }
-        let config = self.trainer.config();
-        let resolution = config.model.resolution();
-        let shape = config.samples.grid.shape(resolution);
-        let count = (shape.0 * shape.1).min(self.parts.pyramid.len() as u32);
-        let mut order = data::Order::new(config.seed, self.parts.pyramid.count());
-        let indices: Vec<u32> = (0..u64::from(count)).map(|i| order.index_at(i)).collect();
-        let mut bytes = vec![0u8; count as usize * 3 * resolution.pow(2) as usize];
-        match self.parts.pyramid.read_batch(resolution, &indices, &mut bytes) {
-            Ok(()) => self.parts.outputs.grid("samples/reals.png".to_owned(), bytes, resolution, resolution, shape),
-            Err(error) => tracing::warn!("reals.png could not be drawn: {error}"),
-        }
-    }
-
-    /// `fakesKKKKKK.png`: the same latents for the whole run, by the averaged weights, shown at full resolution.
-    fn fakes(&mut self) -> Result<(), Failure> {
+    /// What the networks make now, for people to see.
+    fn pictures(&mut self) -> Result<(), Failure> {
         let began = Instant::now();
-        let config = self.trainer.config();
-        let shown = config.model.resolution();
-        let shape = config.samples.grid.shape(shown);
-        let level = self.trainer.stage().level;
-        let images = generate::together(self.trainer, Purpose::Sample, level, shape.0 * shape.1)?;
-        let name = format!("samples/fakes{:06}.png", self.images() / 1000);
-        let resolution = level.resolution;
-        self.parts.outputs.grid(name, images, resolution, shown, shape);
+        let Parts { images, outputs, .. } = &mut *self.parts;
+        pictures::made(self.trainer, images, outputs)?;
         self.tick.other += began.elapsed();
         Ok(())
     }

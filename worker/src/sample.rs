@@ -1,19 +1,15 @@
 //! `worker sample`: images from any checkpoint, one for each seed, as one PNG.
 
-use crate::checkpoint::{RestoreError, snapshot};
 use crate::failure::Failure;
 use crate::generate;
-use crate::models;
-use common::checkpoint::{Manifest, ManifestKey};
+use crate::trained::{self, Trained};
 use common::config::resolved::S3;
-use common::config::{self, Base, Layers};
 use common::ids::ImagesSeen;
 use common::schedule::Stage;
 use common::seed::{Purpose, Stream};
 use data::save_grid;
 use std::path::Path;
-use storage::{Run, Store, resolve_run_url};
-use tch::{Device, Kind, Tensor};
+use tch::Tensor;
 
 /// Most images of one call.
 const MAX: usize = 4096;
@@ -24,15 +20,15 @@ const MAX: usize = 4096;
 /// The seeds, the store, the checkpoint or the file cannot be used.
 pub fn sample(url: &str, seeds: &str, out: &Path, s3: &S3) -> Result<(), Failure> {
     let seeds = parse(seeds).map_err(Failure::Usage)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let runtime = runtime.map_err(|error| Failure::Io { doing: "start a runtime".to_owned(), error })?;
-    let (run, manifest) = runtime.block_on(open(url, s3))?;
-    let model = models::build(&manifest.config, Kind::Float, Device::Cpu);
-    runtime.block_on(average(&run, &manifest, model.as_ref()))?;
+    let Trained { manifest, model } = trained::open(url, s3)?;
     let level = Stage::at(&manifest.config, ImagesSeen(manifest.cursor.cycle_images)).level;
-    let size = model.latent_size();
+    let sampler = model.role().sampler().ok_or_else(|| {
+        let family = manifest.config.model.family();
+        Failure::Usage(format!("{} is a \"{family}\", which makes images of images, not of seeds", manifest.run))
+    })?;
+    let size = sampler.latent_size();
     let count = seeds.len() as u32;
-    let bytes = generate::images(model.as_ref(), &level, 0..count, |piece| {
+    let bytes = generate::images(sampler, &level, 0..count, |piece| {
         let mut values = vec![0.0f32; piece.len() * size as usize];
         for (row, index) in values.chunks_exact_mut(size as usize).zip(piece.clone()) {
             Stream::new(seeds[index as usize], Purpose::Sample, 0, 0).normals(row);
@@ -51,51 +47,6 @@ pub fn sample(url: &str, seeds: &str, out: &Path, s3: &S3) -> Result<(), Failure
         level.resolution,
         out.display()
     );
-    Ok(())
-}
-
-async fn open(url: &str, s3: &S3) -> Result<(Run, Manifest), Failure> {
-    let found = resolve_run_url(url)?;
-    let run = Store::open_existing(&found.root, s3)?.run(&found.run)?;
-    let manifest = match found.key {
-        Some(key) => run.load(key).await?,
-        None => run.newest_good(true).await?.manifest.ok_or_else(|| {
-            Failure::Storage(storage::StorageError::NotFound { what: format!("a usable checkpoint in {}", run.url()) })
-        })?,
-    };
-    possible(&manifest)?;
-    Ok((run, manifest))
-}
-
-/// A manifest comes from outside: a configuration that no experiment file could have given is refused before anything is
-/// computed from it.
-fn possible(manifest: &Manifest) -> Result<(), RestoreError> {
-    let layers = Layers { base: Base::Run(&manifest.config), env: &[], set: &[], working_dir: Path::new("/") };
-    match config::resolve(&layers, manifest.world) {
-        Ok(_) => Ok(()),
-        Err(error) => {
-            let why = format!("holds a configuration that no run can have: {error}");
-            Err(RestoreError::Content { key: manifest.key(), why })
-        }
-    }
-}
-
-/// Puts the averaged weights of `manifest` into `model`; the rest of the state is not read.
-async fn average(run: &Run, manifest: &Manifest, model: &dyn models::GanModel) -> Result<(), Failure> {
-    let key: ManifestKey = manifest.key();
-    let (_, average) = model.average();
-    for part in &manifest.parts {
-        let wanted: Vec<(String, Tensor)> = (average.specs().iter().zip(average.tensors()))
-            .map(|(spec, tensor)| (format!("average.{}", spec.name), tensor.detach()))
-            .filter(|(name, _)| part.tensors.iter().any(|t| t.name == *name))
-            .collect();
-        if wanted.is_empty() {
-            continue;
-        }
-        let bytes = run.get_blob(&part.blob).await?;
-        let live = snapshot::LivePart { name: format!("{} of {key}", part.name), tensors: wanted };
-        snapshot::restore_some(&live, &bytes).map_err(RestoreError::from)?;
-    }
     Ok(())
 }
 

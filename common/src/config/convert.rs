@@ -7,17 +7,17 @@
 use super::error::{Origin, Problem, printable};
 use super::layers::{Base, Layers, Leaves};
 use super::raw::{
-    At, CountOrAuto, MetricKind, PerResolution, RawCheckpoint, RawCluster, RawData, RawFile, RawGrowth, RawMetrics,
-    RawModel, RawOptimizer, RawProGan, RawS3, RawSamples, RawTrain, Resolution,
+    At, CountOrAuto, ImagesOrAuto, MetricKind, PerResolution, RawCheckpoint, RawCluster, RawCycleGan, RawData, RawFile,
+    RawGrowth, RawMetrics, RawModel, RawOptimizer, RawPix2Pix, RawProGan, RawS3, RawSamples, RawTrain, Resolution,
 };
 use super::resolve::covers;
 use super::resolved::{
-    Adam, Backend, Checkpoint, Cluster, Data, Determinism, Ema, Grid, Metrics, Model, OnLoss, Precision, RunConfig, S3,
-    Samples, Train,
+    Adam, Backend, Checkpoint, Cluster, Data, Determinism, Ema, Epochs, Grid, Metrics, Model, OnLoss, Precision,
+    RunConfig, S3, Samples, Train,
 };
 use super::{duration, paths};
 use crate::families::progan::{Architecture, GpNorm, Upscale};
-use crate::families::sngan;
+use crate::families::{Pairing, cyclegan, pix2pix, sngan};
 use crate::growth::Growth;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -35,11 +35,12 @@ impl Check<'_> {
         self.name(&name);
         let model = self.model(raw.model);
         let train = self.train(raw.train.unwrap_or_default(), &model);
+        let data = self.data(raw.data.unwrap_or_default(), &model);
         RunConfig {
             name,
             seed: self.need("seed", raw.seed, 0),
             model,
-            data: self.data(raw.data.unwrap_or_default()),
+            data,
             train,
             cluster: self.cluster(raw.cluster.unwrap_or_default()),
             checkpoint: self.checkpoint(raw.checkpoint.unwrap_or_default()),
@@ -56,6 +57,37 @@ impl Check<'_> {
                 latent_size: self.need("model.latent_size", raw.latent_size, 1),
                 width: self.need("model.width", raw.width, 1),
             }),
+            RawModel::CycleGan(raw) => Model::CycleGan(self.cyclegan(&raw)),
+            RawModel::Pix2Pix(raw) => Model::Pix2Pix(self.pix2pix(&raw)),
+        }
+    }
+
+    fn pix2pix(&mut self, raw: &RawPix2Pix) -> pix2pix::Architecture {
+        pix2pix::Architecture {
+            resolution: self.need("model.resolution", raw.resolution, Resolution(256)).0,
+            g_width: self.need("model.g_width", raw.g_width, 1),
+            g_downs: self.need("model.g_downs", raw.g_downs, 5),
+            dropout: self.need("model.dropout", raw.dropout, false),
+            d_width: self.need("model.d_width", raw.d_width, 1),
+            d_layers: self.need("model.d_layers", raw.d_layers, 1),
+            gan_loss: self.need("model.gan_loss", raw.gan_loss, cyclegan::GanLoss::Vanilla),
+            lambda_l1: self.need("model.lambda_l1", raw.lambda_l1, 0.0),
+            direction: self.need("model.direction", raw.direction, pix2pix::Direction::A2b),
+        }
+    }
+
+    fn cyclegan(&mut self, raw: &RawCycleGan) -> cyclegan::Architecture {
+        cyclegan::Architecture {
+            resolution: self.need("model.resolution", raw.resolution, Resolution(256)).0,
+            g_width: self.need("model.g_width", raw.g_width, 1),
+            g_blocks: self.need("model.g_blocks", raw.g_blocks, 1),
+            d_width: self.need("model.d_width", raw.d_width, 1),
+            d_layers: self.need("model.d_layers", raw.d_layers, 1),
+            gan_loss: self.need("model.gan_loss", raw.gan_loss, cyclegan::GanLoss::Lsgan),
+            lambda_a: self.need("model.lambda_a", raw.lambda_a, 0.0),
+            lambda_b: self.need("model.lambda_b", raw.lambda_b, 0.0),
+            lambda_identity: self.need("model.lambda_identity", raw.lambda_identity, 0.0),
+            pool_size: self.need("model.pool_size", raw.pool_size, 0),
         }
     }
 
@@ -74,7 +106,7 @@ impl Check<'_> {
         }
     }
 
-    fn data(&mut self, raw: RawData) -> Data {
+    fn data(&mut self, raw: RawData, model: &Model) -> Data {
         let source = self.need("data.source", raw.source, "/".to_owned());
         let background = self.need("data.background", raw.background, String::new());
         let cache = self.need("data.cache", raw.cache, "auto".to_owned());
@@ -89,6 +121,10 @@ impl Check<'_> {
                 path => self.settle("data.cache", paths::absolute(path, self.folder("data.cache"))),
             },
             max_bad_share: self.need("data.max_bad_share", raw.max_bad_share, 0.0),
+            load_size: match model.pairing() {
+                Pairing::One => raw.load_size,
+                Pairing::Unpaired | Pairing::Paired => Some(self.need("data.load_size", raw.load_size, 4096)),
+            },
         }
     }
 
@@ -96,8 +132,17 @@ impl Check<'_> {
         let resolution = model.resolution();
         let (minibatch, minibatch_base) = self.table("train.minibatch", raw.minibatch, resolution, |s| s.0);
         let (tick_kimg, tick_kimg_base) = self.table("train.tick_kimg", raw.tick_kimg, resolution, |t| t.0);
+        let epochs = (raw.constant_epochs.is_some() || raw.decay_epochs.is_some()).then(|| Epochs {
+            constant: raw.constant_epochs.unwrap_or_default(),
+            decay: raw.decay_epochs.unwrap_or_default(),
+            images: match raw.epoch_images {
+                Some(ImagesOrAuto::Images(images)) => images,
+                _ => 0,
+            },
+        });
         Train {
-            total_kimg: self.need("train.total_kimg", raw.total_kimg, 1.0),
+            total_kimg: if epochs.is_some() { 0.0 } else { self.need("train.total_kimg", raw.total_kimg, 1.0) },
+            epochs,
             precision: self.need("train.precision", raw.precision, Precision::Fp32),
             determinism: self.need("train.determinism", raw.determinism, Determinism::Fast),
             threads: self.count("train.threads", raw.threads),
@@ -112,6 +157,7 @@ impl Check<'_> {
             d_repeats: self.need("train.d_repeats", raw.d_repeats, 1),
             optimizer: self.optimizer(raw.optimizer.unwrap_or_default(), resolution),
             ema: match (raw.ema_decay, raw.ema_half_life_kimg) {
+                _ if !model.averages() => Ema::Decay(0.0),
                 (Some(decay), _) => Ema::Decay(decay),
                 (None, half_life) => Ema::HalfLifeKimg(self.need("train.ema_half_life_kimg", half_life, 1.0)),
             },

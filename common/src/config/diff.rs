@@ -3,7 +3,7 @@
 use super::layers::leaves_of;
 use super::raw::RawFile;
 use super::render::toml;
-use super::resolved::{Determinism, RunConfig};
+use super::resolved::{Determinism, Model, RunConfig};
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::fmt;
@@ -37,6 +37,7 @@ pub enum Effect {
 #[must_use]
 pub fn diff(old: &RunConfig, new: &RunConfig) -> Vec<Change> {
     let bitwise = old.train.determinism == Determinism::Bitwise || new.train.determinism == Determinism::Bitwise;
+    let pooled = matches!(old.model, Model::CycleGan(_));
     let (old, new) = (leaves_of(&RawFile::from(old)), leaves_of(&RawFile::from(new)));
     let keys: BTreeSet<_> = old.keys().chain(new.keys()).collect();
     let changed = keys.into_iter().filter(|key| old.get(*key) != new.get(*key));
@@ -44,13 +45,20 @@ pub fn diff(old: &RunConfig, new: &RunConfig) -> Vec<Change> {
         key: key.clone(),
         old: old.get(key).map(toml),
         new: new.get(key).map(toml),
-        effect: effect(key, bitwise),
+        effect: if pooled && key.starts_with("train.minibatch.") { POOLED } else { effect(key, bitwise) },
     };
     changed.map(change).collect()
 }
 
+/// Why a family's minibatch stays.
+const POOLED: Effect =
+    Effect::Refused("the checkpoint holds what each sample of the minibatch is shown next; launch a new run instead");
+
 fn effect(key: &str, bitwise: bool) -> Effect {
     match key {
+        "data.load_size" => Effect::Refused(
+            "the images that the run was trained on were prepared at this side; launch a new run instead",
+        ),
         "name" => Effect::Refused("it is where the run's checkpoints lie; launch a new run instead"),
         "seed" => {
             Effect::Refused("the order of the images and every draw so far follow from it; launch a new run instead")

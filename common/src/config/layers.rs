@@ -25,8 +25,11 @@ pub const ENV_PREFIX: &str = "GANFLEET__";
 const FAMILY: [&str; 2] = ["model", "family"];
 
 /// Pairs of keys of which a layer's one replaces the other of the layers below.
-const EXCLUSIVE: [(&str, &str); 2] =
-    [("train.ema_decay", "train.ema_half_life_kimg"), ("train.ema_half_life_kimg", "train.ema_decay")];
+const EXCLUSIVE: [(&str, &str); 3] = [
+    ("train.ema_decay", "train.ema_half_life_kimg"),
+    ("train.total_kimg", "train.constant_epochs"),
+    ("train.total_kimg", "train.decay_epochs"),
+];
 
 /// Everything that is said about one run.
 #[derive(Clone, Copy, Debug)]
@@ -122,8 +125,13 @@ pub(super) fn gather(layers: &Layers<'_>, workers: u32) -> (Leaves, Vec<Problem>
             None
         }
     };
+    // a family's own default for this launch
+    let dealt = match (own.is_some(), family) {
+        (true, Some(family)) if family.one_per_worker => Some(one_per_worker(family.name, workers)),
+        _ => None,
+    };
     let mut merged = Leaves::new();
-    lowest.into_iter().chain(preset).chain(said).for_each(|layer| merge(&mut merged, layer));
+    lowest.into_iter().chain(dealt).chain(preset).chain(said).for_each(|layer| merge(&mut merged, layer));
     (merged, problems)
 }
 
@@ -334,6 +342,13 @@ fn preset_of(said: &[Layer], workers: u32) -> Option<Layer> {
     Some(Layer { leaves: leaves_of(&preset).into_iter().map(valued).collect(), plain: BTreeSet::new() })
 }
 
+/// A minibatch of one sample for each worker, fixed from then on.
+fn one_per_worker(family: &str, workers: u32) -> Layer {
+    let origin = Origin::Preset { name: family.to_owned(), workers };
+    let leaves = Leaves::from([("train.minibatch.default".to_owned(), Valued { value: Json::from(workers), origin })]);
+    Layer { leaves, plain: BTreeSet::new() }
+}
+
 fn no_schedule(said: &[Layer], problems: &mut Vec<Problem>) {
     for valued in said.iter().filter_map(|layer| layer.leaves.get("train.schedule")) {
         problems.push(Problem {
@@ -346,8 +361,7 @@ fn no_schedule(said: &[Layer], problems: &mut Vec<Problem>) {
 }
 
 fn exclusive_within(said: &[Layer], problems: &mut Vec<Problem>) {
-    for layer in said {
-        let (one, other) = EXCLUSIVE[0];
+    for (layer, (one, other)) in said.iter().flat_map(|layer| EXCLUSIVE.map(|pair| (layer, pair))) {
         if let (Some(valued), Some(_)) = (layer.leaves.get(one), layer.leaves.get(other)) {
             problems.push(Problem {
                 origin: Some(valued.origin.clone()),
@@ -370,7 +384,7 @@ fn merge(merged: &mut Leaves, layer: Layer) {
         let untyped = |valued: &Valued| matches!(valued.origin, Origin::Default | Origin::Preset { .. });
         merged.retain(|other, valued| !(other.starts_with(table) && untyped(valued)));
     }
-    for (one, other) in EXCLUSIVE {
+    for (one, other) in EXCLUSIVE.into_iter().flat_map(|(one, other)| [(one, other), (other, one)]) {
         if layer.leaves.contains_key(one) {
             merged.remove(other);
         }

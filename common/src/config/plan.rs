@@ -23,8 +23,14 @@ pub struct Plan {
     pub d_steps: u64,
     /// Generator steps of the whole run.
     pub g_steps: u64,
-    /// Images shown when the run ends: the end of the cycle in which `total_kimg` is reached.
+    /// Images shown when the run ends: the end of the cycle in which its length is reached.
     pub images: u64,
+    /// Its length in words. Where it follows from data that are not known yet, the rest is that of one image.
+    pub length: String,
+    /// Whether it does.
+    pub open: bool,
+    /// Passes over the data in which the learning rate falls to 0.
+    pub decays: u32,
 }
 
 /// A stretch of training in which nothing but the fade's progress changes.
@@ -42,7 +48,7 @@ pub struct Phase {
     pub minibatch: u32,
     /// Statistical groups of the minibatch: the units that are dealt to workers.
     pub groups: u32,
-    /// Learning rate of generator and discriminator.
+    /// Learning rate of generator and discriminator, before any decay.
     pub learning_rate: f64,
     /// Discriminator steps.
     pub d_steps: u64,
@@ -95,7 +101,9 @@ pub fn plan(config: &RunConfig, workers: u32) -> Plan {
         d_steps += cycles * d_per_cycle;
         g_steps += cycles * g_per_cycle;
     }
-    Plan { name: config.name.clone(), workers, resolution, phases, d_steps, g_steps, images }
+    let (length, open) = (train.length(), train.total_images() == 0);
+    let decays = train.epochs.map_or(0, |epochs| epochs.decay);
+    Plan { name: config.name.clone(), workers, resolution, phases, d_steps, g_steps, images, length, open, decays }
 }
 
 /// Images at which the knee of `level` first differs from the one at `from`, or `total`. Its knees only fall, so halving
@@ -153,7 +161,14 @@ impl fmt::Display for Plan {
                 phase.idle_workers
             )?;
         }
-        writeln!(f, "{} D steps, {} G steps, {}", self.d_steps, self.g_steps, ImagesSeen(self.images))?;
+        if self.open {
+            writeln!(f, "{}: how many images that is, the data will say (train.epoch_images)", self.length)?;
+        } else {
+            writeln!(f, "{} D steps, {} G steps, {}", self.d_steps, self.g_steps, ImagesSeen(self.images))?;
+        }
+        if self.decays > 0 {
+            writeln!(f, "the learning rate falls to 0 over the last {} passes", self.decays)?;
+        }
         if self.most_idle() > 0 {
             writeln!(
                 f,

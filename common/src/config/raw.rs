@@ -5,6 +5,8 @@
 //! [`super::resolve`]; nothing here is checked against anything else.
 
 use super::resolved::{Backend, Determinism, Grid, OnLoss, Precision};
+use crate::families::cyclegan::GanLoss;
+use crate::families::pix2pix::Direction;
 use crate::families::progan::{GpNorm, Upscale};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
@@ -46,6 +48,10 @@ pub enum RawModel {
     ProGan(RawProGan),
     /// Fully connected SNGAN.
     Sngan(RawSngan),
+    /// CycleGAN.
+    CycleGan(RawCycleGan),
+    /// pix2pix.
+    Pix2Pix(RawPix2Pix),
 }
 
 /// Keys of `family = "progan"`.
@@ -95,6 +101,69 @@ pub struct RawSngan {
     pub width: Option<u32>,
 }
 
+/// Keys of `family = "cyclegan"`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawCycleGan {
+    /// Side of the crops that are trained on, in pixels.
+    pub resolution: Option<Resolution>,
+    /// Feature maps of a generator's first layer.
+    #[schemars(range(min = 1, max = 1024))]
+    pub g_width: Option<u32>,
+    /// Residual blocks of a generator: 9 for 256 pixels and more, 6 for 128.
+    #[schemars(range(min = 1, max = 64))]
+    pub g_blocks: Option<u32>,
+    /// Feature maps of a discriminator's first layer.
+    #[schemars(range(min = 1, max = 1024))]
+    pub d_width: Option<u32>,
+    /// Layers between a discriminator's first and its last one: with 3 a score judges 70x70 pixels. 0 judges each pixel alone.
+    #[schemars(range(min = 0, max = 6))]
+    pub d_layers: Option<u32>,
+    /// What a discriminator's scores are held against.
+    pub gan_loss: Option<GanLoss>,
+    /// Weight of the cycle A -> B -> A.
+    #[schemars(range(min = 0.0, max = 1_000_000.0))]
+    pub lambda_a: Option<f64>,
+    /// Weight of the cycle B -> A -> B.
+    #[schemars(range(min = 0.0, max = 1_000_000.0))]
+    pub lambda_b: Option<f64>,
+    /// Weight, relative to those, of leaving alone what is in the target domain already; 0 leaves it out.
+    #[schemars(range(min = 0.0, max = 1000.0))]
+    pub lambda_identity: Option<f64>,
+    /// Made images of each domain that are kept to be shown to D once more; 0 keeps none.
+    #[schemars(range(min = 0, max = 10_000))]
+    pub pool_size: Option<u32>,
+}
+
+/// Keys of `family = "pix2pix"`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawPix2Pix {
+    /// Side of the crops that are trained on, in pixels.
+    pub resolution: Option<Resolution>,
+    /// Feature maps of G's first layer.
+    #[schemars(range(min = 1, max = 1024))]
+    pub g_width: Option<u32>,
+    /// Layers of G that halve the side: 8 see one pixel at 256.
+    #[schemars(range(min = 5, max = 10))]
+    pub g_downs: Option<u32>,
+    /// Whether some of G's inner activations are dropped, also when images are translated.
+    pub dropout: Option<bool>,
+    /// Feature maps of D's first layer.
+    #[schemars(range(min = 1, max = 1024))]
+    pub d_width: Option<u32>,
+    /// Layers between D's first and its last one: with 3 a score judges 70x70 pixels. 0 judges each pixel alone.
+    #[schemars(range(min = 0, max = 6))]
+    pub d_layers: Option<u32>,
+    /// What D's scores are held against.
+    pub gan_loss: Option<GanLoss>,
+    /// Weight of the mean absolute difference from the true image.
+    #[schemars(range(min = 0.0, max = 1_000_000.0))]
+    pub lambda_l1: Option<f64>,
+    /// Which half of each image becomes the other.
+    pub direction: Option<Direction>,
+}
+
 /// `[data]`
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -111,6 +180,9 @@ pub struct RawData {
     /// Share of unreadable files, 0 to 1, above which the run refuses to start.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub max_bad_share: Option<f64>,
+    /// Side to which images are squeezed before they are cropped, in pixels. Only for families that crop.
+    #[schemars(range(min = 4, max = 4096))]
+    pub load_size: Option<u32>,
 }
 
 /// `[train]`
@@ -120,6 +192,14 @@ pub struct RawTrain {
     /// Length of the run in kimg (1000 real images shown to the discriminator).
     #[schemars(range(min = 0.001, max = 1_000_000_000.0))]
     pub total_kimg: Option<f64>,
+    /// Length in passes over the data instead: those at the full learning rate, in place of `total_kimg`.
+    #[schemars(range(min = 0, max = 1_000_000))]
+    pub constant_epochs: Option<u32>,
+    /// And those over which the learning rate falls to 0.
+    #[schemars(range(min = 0, max = 1_000_000))]
+    pub decay_epochs: Option<u32>,
+    /// Images of one such pass; `auto` is what the data set holds, of two domains the larger one.
+    pub epoch_images: Option<ImagesOrAuto>,
     /// Preset for everything below that this file does not say: growth, minibatch and learning-rate tables.
     /// Tables by worker count are chosen once, when the run is created.
     pub schedule: Option<Schedule>,
@@ -310,6 +390,16 @@ pub enum MetricKind {
 pub enum CountOrAuto {
     /// This many.
     Count(#[schemars(range(min = 1, max = 4096))] u32),
+    /// Found out where the run starts.
+    Word(Auto),
+}
+
+/// A number of images, or the word `auto`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum ImagesOrAuto {
+    /// This many.
+    Images(#[schemars(range(min = 1, max = 4_294_967_295u64))] u64),
     /// Found out where the run starts.
     Word(Auto),
 }

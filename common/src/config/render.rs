@@ -7,15 +7,15 @@ use super::duration;
 use super::error::Origin;
 use super::layers::leaves_of;
 use super::raw::{
-    Auto, CountOrAuto, MetricKind, OptimizerKind, PerResolution, Rate, RawCheckpoint, RawCluster, RawData, RawFile,
-    RawGrowth, RawMetrics, RawModel, RawOptimizer, RawProGan, RawS3, RawSamples, RawSngan, RawTrain, Resolution,
-    Samples, TickKimg,
+    Auto, CountOrAuto, ImagesOrAuto, MetricKind, OptimizerKind, PerResolution, Rate, RawCheckpoint, RawCluster,
+    RawCycleGan, RawData, RawFile, RawGrowth, RawMetrics, RawModel, RawOptimizer, RawPix2Pix, RawProGan, RawS3,
+    RawSamples, RawSngan, RawTrain, Resolution, Samples, TickKimg,
 };
 use super::resolve::Resolved;
 use super::resolved::{Adam, Ema, Model, RunConfig, Train};
 use super::schema;
 use crate::families::progan::Architecture;
-use crate::families::sngan;
+use crate::families::{cyclegan, pix2pix, sngan};
 use crate::growth::Growth;
 use serde_json::Value as Json;
 use std::fmt::Write;
@@ -97,8 +97,9 @@ impl From<&RunConfig> for RawFile {
                 background: Some(format!("#{red:02x}{green:02x}{blue:02x}")),
                 cache: Some(run.data.cache.clone().unwrap_or_else(|| "auto".to_owned())),
                 max_bad_share: Some(run.data.max_bad_share),
+                load_size: run.data.load_size,
             }),
-            train: Some(train(&run.train, run.model.grows())),
+            train: Some(train(&run.train, &run.model)),
             cluster: Some(RawCluster {
                 backend: Some(run.cluster.backend),
                 workers: Some(count(run.cluster.workers)),
@@ -140,6 +141,37 @@ fn model(model: &Model) -> RawModel {
             latent_size: Some(*latent_size),
             width: Some(*width),
         }),
+        Model::CycleGan(architecture) => RawModel::CycleGan(cyclegan(architecture)),
+        Model::Pix2Pix(architecture) => RawModel::Pix2Pix(pix2pix(architecture)),
+    }
+}
+
+fn pix2pix(model: &pix2pix::Architecture) -> RawPix2Pix {
+    RawPix2Pix {
+        resolution: Some(Resolution(model.resolution)),
+        g_width: Some(model.g_width),
+        g_downs: Some(model.g_downs),
+        dropout: Some(model.dropout),
+        d_width: Some(model.d_width),
+        d_layers: Some(model.d_layers),
+        gan_loss: Some(model.gan_loss),
+        lambda_l1: Some(model.lambda_l1),
+        direction: Some(model.direction),
+    }
+}
+
+fn cyclegan(model: &cyclegan::Architecture) -> RawCycleGan {
+    RawCycleGan {
+        resolution: Some(Resolution(model.resolution)),
+        g_width: Some(model.g_width),
+        g_blocks: Some(model.g_blocks),
+        d_width: Some(model.d_width),
+        d_layers: Some(model.d_layers),
+        gan_loss: Some(model.gan_loss),
+        lambda_a: Some(model.lambda_a),
+        lambda_b: Some(model.lambda_b),
+        lambda_identity: Some(model.lambda_identity),
+        pool_size: Some(model.pool_size),
     }
 }
 
@@ -158,14 +190,21 @@ fn progan(model: &Architecture) -> RawProGan {
     }
 }
 
-fn train(train: &Train, grows: bool) -> RawTrain {
+fn train(train: &Train, model: &Model) -> RawTrain {
     let (ema_half_life_kimg, ema_decay) = match train.ema {
+        _ if !model.averages() => (None, None),
         Ema::HalfLifeKimg(kimg) => (Some(kimg), None),
         Ema::Decay(decay) => (None, Some(decay)),
     };
     let Growth { start_resolution, stable_kimg, fade_kimg } = train.growth;
     RawTrain {
-        total_kimg: Some(train.total_kimg),
+        total_kimg: train.epochs.is_none().then_some(train.total_kimg),
+        constant_epochs: train.epochs.map(|epochs| epochs.constant),
+        decay_epochs: train.epochs.map(|epochs| epochs.decay),
+        epoch_images: train.epochs.map(|epochs| match epochs.images {
+            0 => ImagesOrAuto::Word(Auto::Auto),
+            images => ImagesOrAuto::Images(images),
+        }),
         schedule: None,
         precision: Some(train.precision),
         determinism: Some(train.determinism),
@@ -179,7 +218,7 @@ fn train(train: &Train, grows: bool) -> RawTrain {
             Some(TickKimg(train.tick_kimg_base)),
             train.tick_kimg.iter().map(|(&r, &kimg)| (r, TickKimg(kimg))),
         )),
-        growth: grows.then_some(RawGrowth {
+        growth: model.grows().then_some(RawGrowth {
             start_resolution: Some(Resolution(start_resolution)),
             stable_kimg: Some(stable_kimg),
             fade_kimg: Some(fade_kimg),

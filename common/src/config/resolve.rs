@@ -10,6 +10,7 @@ use super::layers::{Layers, Leaves, gather};
 use super::raw::{RawFile, Resolution};
 use super::resolved::{Backend, Cluster, Determinism, Model, Precision, RunConfig, Train};
 use crate::families::progan::Architecture;
+use crate::families::{Pairing, pix2pix};
 use serde_json::{Map, Value as Json};
 use std::collections::BTreeMap;
 
@@ -85,11 +86,20 @@ impl Check<'_> {
                 self.groups(model, &config.train);
             }
             Model::Sngan(_) => {}
+            Model::CycleGan(model) => self.patches((model.resolution, model.d_layers), config),
+            Model::Pix2Pix(model) => {
+                self.patches((model.resolution, model.d_layers), config);
+                self.halves(model);
+            }
         }
+        self.crops(config);
+        self.comparable(config);
+        self.length(&config.train);
         if !config.model.grows() {
             self.no_growth(config.model.family());
         }
-        self.size(&config.model);
+        self.size(config);
+        self.idle(config);
         self.arithmetic(config);
         self.worlds(config);
         self.times(config);
@@ -114,17 +124,99 @@ impl Check<'_> {
         }
     }
 
+    /// A norm of one sample needs more than one pixel to norm.
+    fn patches(&mut self, (resolution, d_layers): (u32, u32), config: &RunConfig) {
+        let least = 1 << (d_layers + 2);
+        if self.sound(&["model.resolution"]) && resolution < 8 {
+            self.wrong(
+                "model.resolution",
+                format!("{resolution} pixels leave one pixel to norm"),
+                Some("8 or more".to_owned()),
+            );
+        } else if self.sound(&["model.resolution", "model.d_layers"]) && resolution < least {
+            let message = format!("{d_layers} layers leave nothing to judge at {resolution} pixels");
+            self.wrong("model.d_layers", message, Some(format!("fewer layers, or model.resolution = {least} or more")));
+        }
+        if self.sound(&["train.d_repeats"]) && config.train.d_repeats != 1 {
+            let family = config.model.family();
+            let message = format!("networks of family \"{family}\" take one step of D for each step of G");
+            self.wrong("train.d_repeats", message, Some("leave it out".to_owned()));
+        }
+    }
+
+    fn halves(&mut self, model: &pix2pix::Architecture) {
+        if self.sound(&["model.resolution", "model.g_downs"]) && model.resolution >> model.g_downs == 0 {
+            let message = format!("{} pixels cannot be halved {} times", model.resolution, model.g_downs);
+            self.wrong("model.g_downs", message, Some(format!("at most {}", model.resolution.ilog2())));
+        }
+    }
+
+    /// Crops must fit into what they are cut from, and only some families cut any.
+    fn crops(&mut self, config: &RunConfig) {
+        const KEY: &str = "data.load_size";
+        let Some(load) = config.data.load_size.filter(|_| self.sound(&[KEY, "model.resolution"])) else { return };
+        let (family, resolution) = (config.model.family(), config.model.resolution());
+        if config.model.pairing() == Pairing::One {
+            let message = format!("images of family \"{family}\" are not cropped at random");
+            self.wrong(KEY, message, Some("leave it out".to_owned()));
+        } else if load < resolution {
+            let message = format!("{load} is less than model.resolution, which is {resolution}");
+            self.wrong(KEY, message, Some(format!("at least {resolution}; {} is usual", resolution * 286 / 256)));
+        }
+    }
+
+    /// What is compared by sets of images made of nothing is not for those made of images.
+    fn comparable(&mut self, config: &RunConfig) {
+        if config.metrics.swd && config.model.pairing() != Pairing::One && self.sound(&["metrics.kinds"]) {
+            let message = format!("\"swd\" is not for images of family \"{}\"", config.model.family());
+            self.wrong("metrics.kinds", message, Some("[]".to_owned()));
+        }
+    }
+
+    fn length(&mut self, train: &Train) {
+        let keys = ["train.constant_epochs", "train.decay_epochs"];
+        if train.epochs.is_some_and(|epochs| epochs.total() == 0) && self.sound(&keys) {
+            let key = if self.leaves.contains_key(keys[0]) { keys[0] } else { keys[1] };
+            self.wrong(key, "a run of no passes over the data".to_owned(), Some("at least 1".to_owned()));
+        }
+    }
+
     /// Widths that are each allowed may together ask for more memory than there is.
-    fn size(&mut self, model: &Model) {
+    fn size(&mut self, config: &RunConfig) {
+        let model = &config.model;
         let widest = match model {
             Model::ProGan(_) => "model.fmap_max",
             Model::Sngan(_) => "model.width",
+            Model::CycleGan(_) | Model::Pix2Pix(_) => "model.g_width",
         };
         let parameters = model.parameters();
         if self.sound(&["model"]) && parameters > PARAMETERS_MAX {
             let billions = |count: u64| format!("{:.1} billion", count as f64 / 1e9);
             let message = format!("networks of {} parameters", billions(parameters));
             self.wrong(widest, message, Some(format!("at most {} in all", billions(PARAMETERS_MAX))));
+        }
+        let remembered = model.remembered(config.train.minibatch_at(model.resolution()));
+        if self.sound(&["model", "train.minibatch"]) && remembered > PARAMETERS_MAX {
+            let message = format!("with the minibatch, image pools of {:.0} GB", remembered as f64 * 4.0 / 1e9);
+            self.wrong("model.pool_size", message, Some("a smaller pool, minibatch or model.resolution".to_owned()));
+        }
+    }
+
+    /// What is said and means nothing is a mistake.
+    fn idle(&mut self, config: &RunConfig) {
+        let said: Vec<String> = (self.leaves.iter())
+            .filter(|(_, valued)| !matches!(valued.origin, Origin::Default | Origin::Checkpoint))
+            .map(|(key, _)| key.clone())
+            .collect();
+        for key in said {
+            if key.starts_with("train.ema_") && !config.model.averages() {
+                let message = format!("networks of family \"{}\" keep no moving average", config.model.family());
+                self.wrong(&key, message, Some("leave it out".to_owned()));
+            }
+            if key == "train.epoch_images" && config.train.epochs.is_none() {
+                let message = "the run's length is not in passes over the data".to_owned();
+                self.wrong(&key, message, Some("train.constant_epochs and decay_epochs say it so".to_owned()));
+            }
         }
     }
 

@@ -3,8 +3,9 @@
 //!
 //! Built only by [`super::resolve`]; a value of these types that came from there cannot be invalid.
 
-use crate::families::{self, ParameterSpec, progan, sngan};
+use crate::families::{self, Family, Pairing, ParameterSpec, cyclegan, pix2pix, progan, sngan};
 use crate::growth::Growth;
+use crate::ids::ImagesSeen;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -40,6 +41,24 @@ pub enum Model {
     ProGan(progan::Architecture),
     /// Fully connected SNGAN.
     Sngan(sngan::Architecture),
+    /// CycleGAN.
+    CycleGan(cyclegan::Architecture),
+    /// pix2pix.
+    Pix2Pix(pix2pix::Architecture),
+}
+
+impl RunConfig {
+    /// The same networks, to be used and not to be trained: nothing is remembered for training.
+    #[must_use]
+    pub fn for_use(&self) -> Self {
+        let mut config = self.clone();
+        if let Model::CycleGan(architecture) = &mut config.model {
+            architecture.pool_size = 0;
+        }
+        config.train.minibatch.clear();
+        config.train.minibatch_base = 1;
+        config
+    }
 }
 
 impl Model {
@@ -49,6 +68,8 @@ impl Model {
         match self {
             Self::ProGan(_) => "progan",
             Self::Sngan(_) => "sngan",
+            Self::CycleGan(_) => "cyclegan",
+            Self::Pix2Pix(_) => "pix2pix",
         }
     }
 
@@ -58,8 +79,21 @@ impl Model {
         let specs = match self {
             Self::ProGan(a) => [a.generator(), a.discriminator()],
             Self::Sngan(a) => [a.generator(), a.discriminator()],
+            Self::CycleGan(a) => [a.generators(), a.discriminators()],
+            Self::Pix2Pix(a) => [a.generator(), a.discriminator()],
         };
         specs.iter().flatten().map(ParameterSpec::numel).sum()
+    }
+
+    /// Numbers that its networks remember besides their parameters, with a global minibatch of so many samples.
+    #[must_use]
+    pub fn remembered(&self, minibatch: u32) -> u64 {
+        let specs = match self {
+            Self::ProGan(_) | Self::Pix2Pix(_) => Vec::new(),
+            Self::Sngan(a) => a.directions(),
+            Self::CycleGan(a) => a.pools(minibatch),
+        };
+        specs.iter().map(ParameterSpec::numel).sum()
     }
 
     /// Most samples of one statistical group: what a loss looks at together, and is dealt to workers whole.
@@ -67,14 +101,30 @@ impl Model {
     pub fn group(&self) -> u32 {
         match self {
             Self::ProGan(a) => a.minibatch_stddev_group,
-            Self::Sngan(_) => 1,
+            Self::Sngan(_) | Self::CycleGan(_) | Self::Pix2Pix(_) => 1,
         }
     }
 
     /// Whether its resolution grows during training.
     #[must_use]
     pub fn grows(&self) -> bool {
-        families::family(self.family()).is_some_and(|family| family.grows)
+        self.of().is_some_and(|family| family.grows)
+    }
+
+    /// Whether it keeps a moving average of its generator.
+    #[must_use]
+    pub fn averages(&self) -> bool {
+        self.of().is_some_and(|family| family.averages)
+    }
+
+    /// How its training images belong together.
+    #[must_use]
+    pub fn pairing(&self) -> Pairing {
+        self.of().map_or(Pairing::One, |family| family.pairing)
+    }
+
+    fn of(&self) -> Option<&'static Family> {
+        families::family(self.family())
     }
 
     /// Side of the images in pixels.
@@ -83,6 +133,8 @@ impl Model {
         match self {
             Self::ProGan(a) => a.resolution,
             Self::Sngan(a) => a.resolution,
+            Self::CycleGan(a) => a.resolution,
+            Self::Pix2Pix(a) => a.resolution,
         }
     }
 }
@@ -101,14 +153,20 @@ pub struct Data {
     pub cache: Option<String>,
     /// Share of unreadable files, 0 to 1, above which the run refuses to start.
     pub max_bad_share: f64,
+    /// Side to which images are squeezed before they are cropped, in pixels, where the family crops them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load_size: Option<u32>,
 }
 
 /// Schedule, optimizer and arithmetic.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Train {
-    /// Length of the run in thousands of images.
+    /// Length of the run in thousands of images; 0 where `epochs` say it.
     pub total_kimg: f64,
+    /// Length of the run in passes over the data, where it is said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epochs: Option<Epochs>,
     /// Arithmetic of the networks.
     pub precision: Precision,
     /// How far results may depend on the number of workers.
@@ -129,7 +187,7 @@ pub struct Train {
     pub d_repeats: u32,
     /// Adam.
     pub optimizer: Adam,
-    /// Moving average of G.
+    /// Moving average of G; without meaning where there is none.
     pub ema: Ema,
     /// Length of a tick in kimg per resolution; `tick_kimg_base` elsewhere.
     pub tick_kimg: BTreeMap<u32, f64>,
@@ -157,10 +215,64 @@ impl Train {
         ((kimg * 1000.0).round() as u64).max(1)
     }
 
-    /// Length of the run in images.
+    /// Length of the run in images; 0 while it follows from data that are not known yet.
     #[must_use]
     pub fn total_images(&self) -> u64 {
-        (self.total_kimg * 1000.0).round() as u64
+        match self.epochs {
+            Some(epochs) => epochs.total().saturating_mul(epochs.images),
+            None => (self.total_kimg * 1000.0).round() as u64,
+        }
+    }
+
+    /// Length of the run in words.
+    #[must_use]
+    pub fn length(&self) -> String {
+        match self.epochs {
+            Some(epochs) if epochs.images == 0 => format!("{} passes over the data", epochs.total()),
+            Some(epochs) => format!("{} kimg ({} passes)", ImagesSeen(self.total_images()).kimg(), epochs.total()),
+            None => format!("{} kimg", self.total_kimg),
+        }
+    }
+
+    /// What the learning rate is multiplied by at `images`.
+    #[must_use]
+    pub fn rate_at(&self, images: ImagesSeen) -> f64 {
+        self.epochs.map_or(1.0, |epochs| epochs.rate_at(images))
+    }
+
+    /// What the data say: so many `images` are one pass over them. Whether that was asked for.
+    pub fn know_epoch(&mut self, images: u64) -> bool {
+        let unknown = self.epochs.as_mut().filter(|epochs| epochs.images == 0);
+        unknown.map(|epochs| epochs.images = images).is_some()
+    }
+}
+
+/// Length of a run in passes over the data, and its learning rate with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Epochs {
+    /// Passes at the full learning rate.
+    pub constant: u32,
+    /// Passes over which it falls to 0.
+    pub decay: u32,
+    /// Images of one pass; 0 until the data are prepared.
+    pub images: u64,
+}
+
+impl Epochs {
+    /// All passes.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        u64::from(self.constant) + u64::from(self.decay)
+    }
+
+    /// `1 - max(0, e + 1 - constant) / (decay + 1)` in pass `e`, counted from 1: the authors' schedule, whose last pass trains at 0
+    /// (gan.md 2.7). Without decay always 1.
+    #[must_use]
+    pub fn rate_at(&self, images: ImagesSeen) -> f64 {
+        let Some(passed) = images.0.checked_div(self.images).filter(|_| self.decay > 0) else { return 1.0 };
+        let past = (passed + 2).saturating_sub(u64::from(self.constant));
+        (1.0 - past as f64 / (f64::from(self.decay) + 1.0)).max(0.0)
     }
 }
 
@@ -363,6 +475,21 @@ impl Grid {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// gan.md 2.7.
+    #[test]
+    fn the_learning_rate_falls_pass_by_pass() {
+        let epochs = Epochs { constant: 100, decay: 100, images: 10 };
+        let rate = |pass: u64, within: u64| epochs.rate_at(ImagesSeen((pass - 1) * 10 + within));
+        for (pass, expected) in
+            [(1, 1.0), (99, 1.0), (100, 100.0 / 101.0), (150, 50.0 / 101.0), (199, 1.0 / 101.0), (200, 0.0), (201, 0.0)]
+        {
+            assert!((rate(pass, 0) - expected).abs() < 1e-12, "pass {pass}");
+            assert_eq!(rate(pass, 0), rate(pass, 9), "pass {pass}");
+        }
+        assert_eq!(Epochs { decay: 0, ..epochs }.rate_at(ImagesSeen(5000)), 1.0);
+        assert_eq!(Epochs { images: 0, ..epochs }.rate_at(ImagesSeen(5000)), 1.0);
+    }
 
     /// gan.md 19, item 14.
     #[test]

@@ -2,6 +2,9 @@
 //!
 //! The other half of a family, its networks and losses, is `worker/src/models/<family>.rs`.
 
+pub mod cyclegan;
+pub mod patchgan;
+pub mod pix2pix;
 pub mod progan;
 pub mod sngan;
 
@@ -33,6 +36,13 @@ pub enum Init {
     Normal,
     /// All zero.
     Zero,
+    /// N(mean, deviation^2).
+    Gaussian {
+        /// Mean.
+        mean: f32,
+        /// Standard deviation.
+        deviation: f32,
+    },
     /// U(-bound, bound).
     Uniform(f32),
     /// A random direction: N(0, 1), scaled to length 1.
@@ -46,14 +56,61 @@ pub struct Family {
     pub name: &'static str,
     /// Whether its resolution grows during training.
     pub grows: bool,
+    /// Whether its minibatch is one sample for each worker at launch, where nothing is said.
+    pub one_per_worker: bool,
+    /// Whether it keeps a moving average of its generator.
+    pub averages: bool,
+    /// How its training images belong together.
+    pub pairing: Pairing,
     /// What it puts in place of the built-in defaults, as an experiment file; `None` where those are its own.
     pub defaults: Option<&'static str>,
 }
 
+/// How a family's training images belong together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pairing {
+    /// They are one set: all that the source holds, as centre squares.
+    One,
+    /// They are of two domains, in folders `trainA` and `trainB`, and never meet twice in the same way: whole, cropped at random.
+    Unpaired,
+    /// They are of two domains, the left and right halves of the images in the folder `train`: whole, cropped at random, both alike.
+    Paired,
+}
+
 /// Every family.
-pub const FAMILIES: [Family; 2] = [
-    Family { name: "progan", grows: true, defaults: None },
-    Family { name: "sngan", grows: false, defaults: Some(sngan::DEFAULTS) },
+pub const FAMILIES: [Family; 4] = [
+    Family {
+        name: "progan",
+        grows: true,
+        one_per_worker: false,
+        averages: true,
+        pairing: Pairing::One,
+        defaults: None,
+    },
+    Family {
+        name: "sngan",
+        grows: false,
+        one_per_worker: false,
+        averages: true,
+        pairing: Pairing::One,
+        defaults: Some(sngan::DEFAULTS),
+    },
+    Family {
+        name: "cyclegan",
+        grows: false,
+        one_per_worker: true,
+        averages: false,
+        pairing: Pairing::Unpaired,
+        defaults: Some(cyclegan::DEFAULTS),
+    },
+    Family {
+        name: "pix2pix",
+        grows: false,
+        one_per_worker: true,
+        averages: false,
+        pairing: Pairing::Paired,
+        defaults: Some(pix2pix::DEFAULTS),
+    },
 ];
 
 /// The family of that name.

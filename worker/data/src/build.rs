@@ -6,7 +6,7 @@
 use crate::cache::Lock;
 use crate::decode::{self, Square};
 use crate::index::{Index, Source};
-use crate::levels::{self, image_bytes, resolutions};
+use crate::levels::image_bytes;
 use crate::pyramid::{INDEX, level_file};
 use crate::source::{Candidate, Listing, Reader};
 use crate::{DataError, Progress, Request, Skipped, Why, error};
@@ -53,7 +53,7 @@ pub(crate) fn build(
     lock: &Lock,
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<Built, DataError> {
-    let mut levels = Levels::create(into, request.resolution)?;
+    let mut levels = Levels::create(into, request)?;
     let mut images = Vec::new();
     let mut skipped = listing.skipped.clone();
     let mut enlarged = 0;
@@ -101,7 +101,7 @@ pub(crate) fn build(
     }
     skipped.sort_by(|a, b| a.name.cmp(&b.name));
     levels.finish(|| lock.beat(total, total))?;
-    let index = Index::new(request.resolution, request.background, images);
+    let index = Index::new(request.resolution, request.background, request.view, images);
     if !index.images.is_empty() {
         write_index(&index, into)?;
     }
@@ -114,10 +114,10 @@ fn make(reader: &mut Reader, candidate: &Candidate, request: &Request, at_most: 
         Ok(bytes) => bytes,
         Err(why) => return Outcome::Skip(why),
     };
-    match decode::square(&bytes, request.resolution, request.background, at_most) {
+    match decode::square(&bytes, request.view, request.resolution, request.background, at_most) {
         Ok(Some(Square { pixels, enlarged })) => Outcome::Made(Made {
             blake3: blake3::hash(&bytes).to_hex().to_string(),
-            levels: levels::pyramid(&pixels, request.resolution),
+            levels: request.view.levels(&pixels, request.resolution),
             enlarged,
         }),
         Ok(None) => Outcome::Heavy,
@@ -129,13 +129,13 @@ fn make(reader: &mut Reader, candidate: &Candidate, request: &Request, at_most: 
 struct Levels(Vec<(PathBuf, usize, BufWriter<File>)>);
 
 impl Levels {
-    fn create(folder: &Path, resolution: u32) -> Result<Self, DataError> {
+    fn create(folder: &Path, request: &Request) -> Result<Self, DataError> {
         let create = |resolution| {
-            let path = folder.join(level_file(resolution));
+            let path = folder.join(level_file(request.view, resolution));
             let file = File::create_new(&path).map_err(DataError::io("create", &path))?;
             Ok((path, image_bytes(resolution), BufWriter::new(file)))
         };
-        resolutions(resolution).map(create).collect::<Result<_, _>>().map(Self)
+        request.view.sides(request.resolution).into_iter().map(create).collect::<Result<_, _>>().map(Self)
     }
 
     fn append(&mut self, mut image: &[u8]) -> Result<(), DataError> {

@@ -1,16 +1,18 @@
-//! Bytes of one file -> one square RGB image: decode within bounds, turn as EXIF says, lay over the background, crop the
-//! centre, resample.
+//! Bytes of one file -> one square RGB image: decode within bounds, turn as EXIF says, lay over the background, crop what is
+//! kept of it, resample.
 //!
 //! Refuses files past the bounds below and never panics: a decoder that does is caught and its file called corrupt.
-//! Colours stay in the file's own space (sRGB is assumed, profiles are ignored). Resampling is fixed-point Lanczos, which
-//! antialiases and gives the same bytes on every processor, unlike its floating-point variant.
+//! Colours stay in the file's own space (sRGB is assumed, profiles are ignored). Resampling is fixed-point Lanczos, or bicubic
+//! where an image is squeezed (gan.md 2.6): both antialias and give the same bytes on every processor, unlike their
+//! floating-point variants.
 
 use crate::error::clean;
-use crate::{Why, container, image_bytes};
+use crate::{View, Why, container, image_bytes};
 use fast_image_resize::images::{TypedImage, TypedImageRef};
 use fast_image_resize::pixels::U8x3;
 use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 use image::error::{ImageError, LimitErrorKind};
+use image::imageops::crop_imm;
 use image::{DynamicImage, ImageDecoder, ImageReader, Limits, RgbImage, RgbaImage};
 use std::io::{Cursor, ErrorKind};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -31,7 +33,13 @@ pub(crate) struct Square {
 
 /// Decodes `bytes` into a square of side `resolution`. `None` when the decoded image takes more than `at_most` bytes: the
 /// caller may try again when it has that much.
-pub(crate) fn square(bytes: &[u8], resolution: u32, background: [u8; 3], at_most: u64) -> Result<Option<Square>, Why> {
+pub(crate) fn square(
+    bytes: &[u8],
+    view: View,
+    resolution: u32,
+    background: [u8; 3],
+    at_most: u64,
+) -> Result<Option<Square>, Why> {
     if bytes.is_empty() {
         return Err(Why::Empty);
     }
@@ -39,7 +47,19 @@ pub(crate) fn square(bytes: &[u8], resolution: u32, background: [u8; 3], at_most
         container::check(bytes)?;
         let Some(image) = decode(bytes, at_most)? else { return Ok(None) };
         let image = opaque(image, background);
-        fit(&image, resolution).map(Some)
+        fit(&image, view, resolution).map(Some)
+    })
+}
+
+/// Decodes `bytes` as they are, turned as EXIF says.
+pub(crate) fn whole(bytes: &[u8]) -> Result<DynamicImage, Why> {
+    if bytes.is_empty() {
+        return Err(Why::Empty);
+    }
+    guarded(|| {
+        container::check(bytes)?;
+        let too_large = || Why::TooLarge(format!("more than {} MiB decoded", MAX_DECODED_BYTES >> 20));
+        decode(bytes, MAX_DECODED_BYTES)?.ok_or_else(too_large)
     })
 }
 
@@ -94,7 +114,7 @@ fn opaque(image: DynamicImage, background: [u8; 3]) -> RgbImage {
     if image.color().has_alpha() { over(&image.into_rgba8(), background) } else { image.into_rgb8() }
 }
 
-fn over(image: &RgbaImage, background: [u8; 3]) -> RgbImage {
+pub(crate) fn over(image: &RgbaImage, background: [u8; 3]) -> RgbImage {
     let mut pixels = Vec::with_capacity(image.len() / 4 * 3);
     for [rgb @ .., alpha] in image.as_raw().as_chunks::<4>().0 {
         let alpha = u32::from(*alpha);
@@ -105,24 +125,34 @@ fn over(image: &RgbaImage, background: [u8; 3]) -> RgbImage {
     RgbImage::from_raw(image.width(), image.height(), pixels).expect("three bytes were pushed for each pixel")
 }
 
-/// The centre square at `resolution`.
-fn fit(image: &RgbImage, resolution: u32) -> Result<Square, Why> {
+/// What `view` keeps, as a square of side `resolution`.
+fn fit(image: &RgbImage, view: View, resolution: u32) -> Result<Square, Why> {
     let (width, height) = image.dimensions();
-    let side = width.min(height);
-    let (left, top) = ((width - side) / 2, (height - side) / 2);
+    let (side, half) = (width.min(height), width / 2);
+    let (left, top, across, down) = match view {
+        View::Centre => ((width - side) / 2, (height - side) / 2, side, side),
+        View::Whole => (0, 0, width, height),
+        View::Left | View::Right if half == 0 => {
+            return Err(Why::Corrupt("one pixel wide, and so without halves".into()));
+        }
+        // cut off first: a filter looks beyond its window, and the other half is another image
+        View::Left => return fit(&crop_imm(image, 0, 0, half, height).to_image(), View::Whole, resolution),
+        View::Right => return fit(&crop_imm(image, half, 0, width - half, height).to_image(), View::Whole, resolution),
+    };
+    let filter = if view.is_pyramid() { FilterType::Lanczos3 } else { FilterType::CatmullRom };
     let unfit = |e: &dyn std::fmt::Display| Why::Corrupt(format!("cannot be resized: {e}"));
     let mut pixels = vec![0; image_bytes(resolution)];
     // Typed: the resizer's dispatch over all pixel types would be compiled into this crate, minutes for nothing.
     let from = TypedImageRef::<U8x3>::from_buffer(width, height, image.as_raw()).map_err(|e| unfit(&e))?;
     let mut to = TypedImage::<U8x3>::from_buffer(resolution, resolution, &mut pixels).map_err(|e| unfit(&e))?;
-    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Lanczos3)).use_alpha(false).crop(
+    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(filter)).use_alpha(false).crop(
         f64::from(left),
         f64::from(top),
-        f64::from(side),
-        f64::from(side),
+        f64::from(across),
+        f64::from(down),
     );
     Resizer::new().resize_typed(&from, &mut to, &options).map_err(|e| unfit(&e))?;
-    Ok(Square { pixels, enlarged: side < resolution })
+    Ok(Square { pixels, enlarged: across.min(down) < resolution })
 }
 
 #[cfg(test)]
@@ -137,7 +167,27 @@ mod tests {
     }
 
     fn squared(bytes: &[u8], resolution: u32) -> Square {
-        square(bytes, resolution, [10, 20, 30], u64::MAX).unwrap().unwrap()
+        viewed(bytes, View::Centre, resolution)
+    }
+
+    fn viewed(bytes: &[u8], view: View, resolution: u32) -> Square {
+        square(bytes, view, resolution, [10, 20, 30], u64::MAX).unwrap().unwrap()
+    }
+
+    #[test]
+    fn a_whole_image_is_squeezed_and_halves_are_its_halves() {
+        let halves = RgbImage::from_fn(16, 4, |x, _| if x < 8 { Rgb([200, 0, 0]) } else { Rgb([0, 0, 200]) });
+        let bytes = encoded(halves, ImageFormat::Png);
+        assert_eq!(viewed(&bytes, View::Left, 6).pixels, [200, 0, 0].repeat(36));
+        assert_eq!(viewed(&bytes, View::Right, 6).pixels, [0, 0, 200].repeat(36));
+        let whole = viewed(&bytes, View::Whole, 6).pixels;
+        for row in whole.chunks_exact(18) {
+            assert_eq!((&row[..3], &row[15..]), (&[200, 0, 0][..], &[0, 0, 200][..]));
+        }
+        let line = encoded(RgbImage::new(1, 4), ImageFormat::Png);
+        for half in [View::Left, View::Right] {
+            assert!(matches!(square(&line, half, 6, [0; 3], u64::MAX), Err(Why::Corrupt(_))));
+        }
     }
 
     #[test]
@@ -213,7 +263,7 @@ mod tests {
     #[test]
     fn every_refusal_has_its_reason() {
         let png = encoded(RgbImage::new(32, 32), ImageFormat::Png);
-        let refused = |bytes: &[u8]| square(bytes, 32, [0; 3], u64::MAX).unwrap_err();
+        let refused = |bytes: &[u8]| square(bytes, View::Centre, 32, [0; 3], u64::MAX).unwrap_err();
         assert_eq!(refused(b""), Why::Empty);
         assert!(matches!(refused(b"This is no image at all."), Why::Unsupported(_)));
         assert!(matches!(refused(b"GIF89a\x01\0\x01\0\0\0\0;"), Why::Unsupported(_)));
@@ -241,7 +291,7 @@ mod tests {
             let bytes = encoded(image.clone(), format);
             for share in [1, 5, 9] {
                 let cut = &bytes[..bytes.len() * share / 10];
-                let why = square(cut, 64, [0; 3], u64::MAX).unwrap_err();
+                let why = square(cut, View::Centre, 64, [0; 3], u64::MAX).unwrap_err();
                 assert!(why.is_bad(), "{format:?} {share}/10: {why}");
             }
         }
@@ -250,8 +300,8 @@ mod tests {
     #[test]
     fn a_heavy_image_waits_for_its_turn() {
         let png = encoded(RgbImage::new(100, 100), ImageFormat::Png);
-        assert_eq!(square(&png, 32, [0; 3], 29_999), Ok(None));
-        assert!(square(&png, 32, [0; 3], 30_000).unwrap().is_some());
+        assert_eq!(square(&png, View::Centre, 32, [0; 3], 29_999), Ok(None));
+        assert!(square(&png, View::Centre, 32, [0; 3], 30_000).unwrap().is_some());
     }
 
     /// Gives a PNG's altered header its checksum.

@@ -52,6 +52,9 @@ pub enum DataError {
     /// A resolution that no pyramid has.
     #[error("resolution {0} is not a power of two from {min} to {max}", min = crate::MIN_RESOLUTION, max = crate::MAX_RESOLUTION)]
     Resolution(u32),
+    /// A side that no image is kept at.
+    #[error("side {0} is not from {min} to {max}", min = crate::MIN_RESOLUTION, max = crate::MAX_SIDE)]
+    Side(u32),
     /// The disk refused.
     #[error("cannot {doing} {}: {error}", path.display())]
     Io {

@@ -3,7 +3,7 @@
 //!
 //! Pure: text in, value out.
 
-use crate::levels;
+use crate::levels::View;
 use serde::{Deserialize, Serialize};
 
 /// Version of everything that decides about pixels and layout. Raise it with any change to them.
@@ -21,6 +21,9 @@ pub(crate) struct Index {
     pub resolution: u32,
     /// Colour under transparent pixels.
     pub background: [u8; 3],
+    /// What of each image is kept.
+    #[serde(default, skip_serializing_if = "View::is_pyramid")]
+    pub view: View,
     /// In the order of the level files.
     pub images: Vec<Source>,
 }
@@ -36,8 +39,8 @@ pub(crate) struct Source {
 }
 
 impl Index {
-    pub(crate) fn new(resolution: u32, background: [u8; 3], images: Vec<Source>) -> Self {
-        let mut index = Self { format: FORMAT, fingerprint: String::new(), resolution, background, images };
+    pub(crate) fn new(resolution: u32, background: [u8; 3], view: View, images: Vec<Source>) -> Self {
+        let mut index = Self { format: FORMAT, fingerprint: String::new(), resolution, background, view, images };
         index.fingerprint = index.fingerprint_of();
         index
     }
@@ -47,6 +50,9 @@ impl Index {
         digest.number(u64::from(self.format));
         digest.number(u64::from(self.resolution));
         self.background.iter().for_each(|&part| digest.number(u64::from(part)));
+        if !self.view.is_pyramid() {
+            digest.text(self.view.name());
+        }
         for image in &self.images {
             digest.text(&image.name);
             digest.text(&image.blake3);
@@ -63,7 +69,9 @@ impl Index {
         if index.fingerprint != index.fingerprint_of() {
             return Err("index.json does not match its fingerprint".into());
         }
-        if levels::check(index.resolution).is_err() || index.images.is_empty() || index.images.len() > u32::MAX as usize
+        if index.view.check(index.resolution).is_err()
+            || index.images.is_empty()
+            || index.images.len() > u32::MAX as usize
         {
             return Err("index.json describes no pyramid".into());
         }
@@ -102,7 +110,7 @@ mod tests {
 
     fn index() -> Index {
         let image = |name: &str| Source { name: name.into(), blake3: "00".into() };
-        Index::new(16, [1, 2, 3], vec![image("a"), image("b")])
+        Index::new(16, [1, 2, 3], View::Centre, vec![image("a"), image("b")])
     }
 
     #[test]
@@ -113,7 +121,8 @@ mod tests {
     #[test]
     fn whatever_decides_about_pixels_is_in_the_fingerprint() {
         let base = index().fingerprint;
-        let changes: [fn(&mut Index); 5] = [
+        let changes: [fn(&mut Index); 6] = [
+            |i| i.view = View::Whole,
             |i| i.resolution = 32,
             |i| i.background[2] = 0,
             |i| i.images.swap(0, 1),

@@ -5,11 +5,14 @@
 //! at most). Nothing depends on the order of additions, the compiler or the machine.
 
 use crate::DataError;
+use serde::{Deserialize, Serialize};
 
 /// Side of the smallest level in pixels.
 pub const MIN_RESOLUTION: u32 = 4;
 /// Side of the largest level in pixels.
 pub const MAX_RESOLUTION: u32 = 1024;
+/// Side of the largest image that is kept at one side only.
+pub const MAX_SIDE: u32 = 4096;
 
 /// Red, green, blue.
 pub(crate) const CHANNELS: usize = 3;
@@ -25,17 +28,63 @@ pub fn resolutions(resolution: u32) -> impl DoubleEndedIterator<Item = u32> + Cl
     (MIN_RESOLUTION.ilog2()..=resolution.max(1).ilog2()).map(|log2| 1 << log2)
 }
 
-/// Refuses what is not a power of two within the bounds.
-pub(crate) fn check(resolution: u32) -> Result<(), DataError> {
-    if resolution.is_power_of_two() && (MIN_RESOLUTION..=MAX_RESOLUTION).contains(&resolution) {
-        Ok(())
-    } else {
-        Err(DataError::Resolution(resolution))
+/// What of an image is kept, and at which sides.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum View {
+    /// Its centre square, at every level of a pyramid.
+    #[default]
+    Centre,
+    /// All of it, squeezed into a square of one side.
+    Whole,
+    /// Its left half, likewise.
+    Left,
+    /// Its right half, likewise.
+    Right,
+}
+
+impl View {
+    /// Its name in a fingerprint.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Centre => "centre",
+            Self::Whole => "whole",
+            Self::Left => "left",
+            Self::Right => "right",
+        }
+    }
+
+    /// Whether smaller levels are kept too.
+    pub(crate) fn is_pyramid(&self) -> bool {
+        *self == Self::Centre
+    }
+
+    /// Sides that are kept of an image of side `resolution`, smallest first.
+    pub(crate) fn sides(self, resolution: u32) -> Vec<u32> {
+        if self.is_pyramid() { resolutions(resolution).collect() } else { vec![resolution] }
+    }
+
+    /// Refuses a side that such a view cannot have.
+    pub(crate) fn check(self, resolution: u32) -> Result<(), DataError> {
+        let most = if self.is_pyramid() { MAX_RESOLUTION } else { MAX_SIDE };
+        let fits = (MIN_RESOLUTION..=most).contains(&resolution);
+        match fits && (resolution.is_power_of_two() || !self.is_pyramid()) {
+            true => Ok(()),
+            false if self.is_pyramid() => Err(DataError::Resolution(resolution)),
+            false => Err(DataError::Side(resolution)),
+        }
+    }
+
+    /// All sides of the image `pixels` (interleaved RGB rows, side `resolution`) as CHW bytes, smallest first, one after the other.
+    pub(crate) fn levels(self, pixels: &[u8], resolution: u32) -> Vec<u8> {
+        if self.is_pyramid() {
+            return pyramid(pixels, resolution);
+        }
+        (0..CHANNELS).flat_map(|channel| pixels[channel..].iter().step_by(CHANNELS).copied()).collect()
     }
 }
 
-/// All levels of the image `pixels` (interleaved RGB rows, side `resolution`) as CHW bytes, smallest first, one after the other.
-pub(crate) fn pyramid(pixels: &[u8], resolution: u32) -> Vec<u8> {
+fn pyramid(pixels: &[u8], resolution: u32) -> Vec<u8> {
     let mut level = planes(pixels, resolution as usize);
     let mut levels: Vec<Vec<u8>> = Vec::new();
     for side in resolutions(resolution).rev() {
@@ -98,9 +147,20 @@ mod tests {
         assert_eq!(resolutions(32).collect::<Vec<_>>(), [4, 8, 16, 32]);
         assert_eq!(resolutions(4).collect::<Vec<_>>(), [4]);
         for bad in [0, 1, 2, 3, 5, 48, 2048] {
-            assert!(check(bad).is_err(), "{bad}");
+            assert!(View::Centre.check(bad).is_err(), "{bad}");
         }
-        assert!(check(4).is_ok() && check(1024).is_ok());
+        assert!(View::Centre.check(4).is_ok() && View::Centre.check(1024).is_ok());
+    }
+
+    #[test]
+    fn what_is_squeezed_has_one_side_of_any_length() {
+        assert_eq!(View::Whole.sides(286), [286]);
+        assert!(View::Whole.check(286).is_ok() && View::Left.check(4096).is_ok());
+        assert!(View::Whole.check(3).is_err() && View::Right.check(4097).is_err());
+        assert_eq!(
+            View::Whole.levels(&[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12], 2),
+            [1, 4, 7, 10, 2, 5, 8, 11, 3, 6, 9, 12]
+        );
     }
 
     /// Red is `x + 8y` at 8x8, so the 2x2 mean at (i, j) is `2i + 16j + 4.5`: a tie everywhere, to the even neighbour.

@@ -13,6 +13,7 @@
 //! | `index`, `pyramid` | the format on disk and its reader |
 //! | `order` | which image is shown when (pure) |
 //! | `grid` | sample grids as PNG (pure) |
+//! | `picture` | one image of any size, with its transparency |
 
 mod build;
 mod cache;
@@ -23,13 +24,15 @@ mod grid;
 mod index;
 mod levels;
 mod order;
+mod picture;
 mod prepare;
 mod pyramid;
 mod source;
 
 pub use error::{DataError, Skipped, Why};
 pub use grid::{save_grid, upscale_nearest};
-pub use levels::{MAX_RESOLUTION, MIN_RESOLUTION, image_bytes, resolutions};
+pub use levels::{MAX_RESOLUTION, MAX_SIDE, MIN_RESOLUTION, View, image_bytes, resolutions};
 pub use order::Order;
+pub use picture::Picture;
 pub use prepare::{Prepared, Progress, Request, prepare};
 pub use pyramid::Pyramid;

@@ -4,7 +4,7 @@ use crate::build::build;
 use crate::cache::{Cache, Record};
 use crate::index::{Digest, FORMAT};
 use crate::source::Listing;
-use crate::{DataError, Pyramid, Skipped, levels};
+use crate::{DataError, Pyramid, Skipped, View};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -17,7 +17,12 @@ const STALL: Duration = Duration::from_secs(600);
 pub struct Request {
     /// Folder (read recursively) or ZIP archive.
     pub source: PathBuf,
-    /// Side of the top level in pixels: a power of two, [`crate::MIN_RESOLUTION`] to [`crate::MAX_RESOLUTION`].
+    /// Of its files only those in a folder of this name, wherever that lies.
+    pub within: Option<String>,
+    /// What of each image is kept.
+    pub view: View,
+    /// Side of the top level in pixels: [`crate::MIN_RESOLUTION`] to [`crate::MAX_RESOLUTION`], a power of two, for a pyramid; to
+    /// [`crate::MAX_SIDE`] otherwise.
     pub resolution: u32,
     /// Colour under transparent pixels, RGB.
     pub background: [u8; 3],
@@ -65,17 +70,18 @@ pub struct Prepared {
 /// # Errors
 /// [`DataError`]: an unusable source, too many unusable images, a disk that refuses, a builder elsewhere that hangs.
 pub fn prepare(request: &Request, progress: &(dyn Fn(Progress) + Sync)) -> Result<Prepared, DataError> {
-    levels::check(request.resolution)?;
+    request.view.check(request.resolution)?;
     if !(0.0..=1.0).contains(&request.max_bad_share) {
         return Err(DataError::BadShare(request.max_bad_share));
     }
-    let listing = Listing::of(&request.source)?;
+    let listing = Listing::of(&request.source, request.within.as_deref())?;
+    let place = request.within.as_ref().map_or_else(|| request.source.clone(), |folder| request.source.join(folder));
     if listing.candidates.is_empty() {
-        return Err(DataError::NoImages { path: request.source.clone(), skipped: listing.skipped });
+        return Err(DataError::NoImages { path: place, skipped: listing.skipped });
     }
     let cache = Cache::open(&request.cache)?;
     let key = key(&listing, request);
-    let recall = || cache.recall(&key).map(|(record, pyramid)| accept(request, record, pyramid, true));
+    let recall = || cache.recall(&key).map(|(record, pyramid)| accept(&place, request, record, pyramid, true));
     if let Some(found) = recall() {
         return found;
     }
@@ -85,11 +91,11 @@ pub fn prepare(request: &Request, progress: &(dyn Fn(Progress) + Sync)) -> Resul
     }
     let scratch = cache.scratch(&key)?;
     let made = build(&listing, request, &scratch, &lock, progress).and_then(|built| {
-        judge(&request.source, built.index.images.len(), &built.skipped, request.max_bad_share)?;
+        judge(&place, built.index.images.len(), &built.skipped, request.max_bad_share)?;
         let record =
             Record { fingerprint: built.index.fingerprint.clone(), skipped: built.skipped, enlarged: built.enlarged };
         let pyramid = cache.publish(&key, &built.index, &record)?;
-        accept(request, record, pyramid, false)
+        accept(&place, request, record, pyramid, false)
     });
     if made.is_err() {
         cache.discard(&key);
@@ -97,9 +103,15 @@ pub fn prepare(request: &Request, progress: &(dyn Fn(Progress) + Sync)) -> Resul
     made
 }
 
-fn accept(request: &Request, record: Record, pyramid: Pyramid, reused: bool) -> Result<Prepared, DataError> {
+fn accept(
+    place: &Path,
+    request: &Request,
+    record: Record,
+    pyramid: Pyramid,
+    reused: bool,
+) -> Result<Prepared, DataError> {
     let Record { skipped, enlarged, .. } = record;
-    judge(&request.source, pyramid.len(), &skipped, request.max_bad_share)?;
+    judge(place, pyramid.len(), &skipped, request.max_bad_share)?;
     Ok(Prepared { pyramid, skipped, enlarged, reused })
 }
 
@@ -123,6 +135,12 @@ fn key(listing: &Listing, request: &Request) -> Digest {
     key.number(u64::from(FORMAT));
     key.number(u64::from(request.resolution));
     request.background.iter().for_each(|&part| key.number(u64::from(part)));
+    if let Some(folder) = &request.within {
+        key.text(folder);
+    }
+    if !request.view.is_pyramid() {
+        key.text(request.view.name());
+    }
     key
 }
 

@@ -1,12 +1,12 @@
 //! A prepared pyramid on disk: one file of raw CHW bytes per level (`r02.u8` for 4x4, ... `r10.u8` for 1024x1024), images
-//! back to back in the order of `index.json`.
+//! back to back in the order of `index.json`. Images that are kept at one side have one level (`s286.u8`).
 //!
 //! Reading is one positioned read, from any number of threads at once. Opening checks the index against its fingerprint
 //! and every file against its size; it does not read the pixels.
 
+use crate::DataError;
 use crate::index::Index;
-use crate::levels::{image_bytes, resolutions};
-use crate::{DataError, MIN_RESOLUTION};
+use crate::levels::{View, image_bytes};
 use std::fs::{self, File};
 use std::num::NonZeroU32;
 use std::os::unix::fs::FileExt;
@@ -16,8 +16,8 @@ use std::path::{Path, PathBuf};
 pub(crate) const INDEX: &str = "index.json";
 
 /// Name of a level's file within a pyramid's folder.
-pub(crate) fn level_file(resolution: u32) -> String {
-    format!("r{:02}.u8", resolution.ilog2())
+pub(crate) fn level_file(view: View, side: u32) -> String {
+    if view.is_pyramid() { format!("r{:02}.u8", side.ilog2()) } else { format!("s{side}.u8") }
 }
 
 /// An open pyramid.
@@ -26,6 +26,8 @@ pub struct Pyramid {
     folder: PathBuf,
     index: Index,
     count: NonZeroU32,
+    /// Sides of the levels, and their files.
+    sides: Vec<u32>,
     levels: Vec<File>,
 }
 
@@ -44,17 +46,19 @@ impl Pyramid {
             .and_then(NonZeroU32::new)
             .ok_or_else(|| damaged("index.json names no images".into()))?;
         let mut levels = Vec::new();
-        for resolution in resolutions(index.resolution) {
-            let path = folder.join(level_file(resolution));
+        let sides = index.view.sides(index.resolution);
+        for &resolution in &sides {
+            let name = level_file(index.view, resolution);
+            let path = folder.join(&name);
             let file = File::open(&path).map_err(DataError::io("open", &path))?;
             let size = file.metadata().map_err(DataError::io("open", &path))?.len();
             let expected = u64::from(count.get()) * image_bytes(resolution) as u64;
             if size != expected {
-                return Err(damaged(format!("{} has {size} bytes, expected {expected}", level_file(resolution))));
+                return Err(damaged(format!("{name} has {size} bytes, expected {expected}")));
             }
             levels.push(file);
         }
-        Ok(Self { folder: folder.to_owned(), index, count, levels })
+        Ok(Self { folder: folder.to_owned(), index, count, sides, levels })
     }
 
     /// Images in the pyramid; never 0.
@@ -82,6 +86,12 @@ impl Pyramid {
         self.index.resolution
     }
 
+    /// Whether there are smaller levels too, down to 4x4.
+    #[must_use]
+    pub fn is_pyramid(&self) -> bool {
+        self.index.view.is_pyramid()
+    }
+
     /// Name of the file that an image came from, relative to its folder or archive.
     #[must_use]
     pub fn name(&self, index: usize) -> Option<&str> {
@@ -94,9 +104,8 @@ impl Pyramid {
     /// [`DataError::NoSuchLevel`], [`DataError::NoSuchImage`], [`DataError::BufferSize`] (`out` must hold
     /// [`crate::image_bytes`]), [`DataError::Io`].
     pub fn read(&self, resolution: u32, index: usize, out: &mut [u8]) -> Result<(), DataError> {
-        if !resolution.is_power_of_two() || !(MIN_RESOLUTION..=self.resolution()).contains(&resolution) {
-            return Err(DataError::NoSuchLevel { asked: resolution, top: self.resolution() });
-        }
+        let no_such_level = DataError::NoSuchLevel { asked: resolution, top: self.resolution() };
+        let level = self.sides.iter().position(|&side| side == resolution).ok_or(no_such_level)?;
         if index >= self.len() {
             return Err(DataError::NoSuchImage { index, count: self.len() });
         }
@@ -104,10 +113,9 @@ impl Pyramid {
         if out.len() != size {
             return Err(DataError::BufferSize { expected: size, got: out.len() });
         }
-        let level = (resolution.ilog2() - MIN_RESOLUTION.ilog2()) as usize;
         self.levels[level]
             .read_exact_at(out, index as u64 * size as u64)
-            .map_err(|error| DataError::io("read", &self.folder.join(level_file(resolution)))(error))
+            .map_err(|error| DataError::io("read", &self.folder.join(level_file(self.index.view, resolution)))(error))
     }
 
     /// Reads images `indices` at `resolution` into `out`, NCHW.

@@ -1,4 +1,4 @@
-//! Times of one iteration: a step of D and a step of G, from images in memory to updated weights.
+//! Times of one iteration: a step of every phase, from images in memory to updated weights.
 
 use crate::{Failure, Options, trainer};
 use common::schedule::Position;
@@ -10,11 +10,11 @@ use worker::environment::peak_memory_mib;
 use worker::trainer::{Flags, Trainer};
 
 /// What one iteration took.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Sample {
     whole: Duration,
-    /// Until the end of D's step.
-    d: Duration,
+    /// Each step of it.
+    steps: Vec<Duration>,
     /// Time that this rank waited for its peers after its own gradients were complete.
     reduce_wait: Duration,
 }
@@ -30,15 +30,20 @@ pub fn measure(options: &Options, res: u32, communicator: Communicator) -> Resul
     }
     let share = trainer.upcoming(1)[0].samples.len() as i64;
     let pixels = Tensor::rand([share, 3, i64::from(res), i64::from(res)], (Kind::Float, Device::Cpu)) * 255.0;
-    let real = pixels.to_kind(Kind::Uint8);
+    let pixels = pixels.to_kind(Kind::Uint8);
+    // families of one domain pass over the second
+    let real = [pixels.shallow_clone(), pixels];
+    let phases: Vec<&str> = (trainer.model().phases().iter())
+        .flat_map(|phase| std::iter::repeat_n(phase.name, phase.repeats as usize))
+        .collect();
 
     for _ in 0..options.warmup {
-        iterate(&mut trainer, &real)?;
+        iterate(&mut trainer, &real, phases.len())?;
     }
     let processor = processor_ms();
     let mut samples = Vec::new();
     for _ in 0..options.iters {
-        samples.push(iterate(&mut trainer, &real)?);
+        samples.push(iterate(&mut trainer, &real, phases.len())?);
     }
     let processor = (processor_ms() - processor) / f64::from(options.iters);
     let skipped = trainer.skipped_updates();
@@ -48,31 +53,35 @@ pub fn measure(options: &Options, res: u32, communicator: Communicator) -> Resul
     }
     if trainer.communicator().rank() == 0 {
         let whole = median(&samples, |s| s.whole);
-        let line = json!({
+        let mut line = json!({
             "res": res, "batch": options.batch, "world": options.world, "threads": options.threads,
             "ms_per_iter": rounded(whole * 1e3), "img_per_s": rounded(f64::from(options.batch) / whole),
-            "d_ms": rounded(median(&samples, |s| s.d) * 1e3),
-            "g_ms": rounded(median(&samples, |s| s.whole - s.d) * 1e3),
             "reduce_wait_ms": rounded(median(&samples, |s| s.reduce_wait) * 1e3),
             "cpu_ms_per_iter": rounded(processor),
             "peak_memory_mib": peak_memory_mib().round(),
             "losses": losses,
         });
+        for (place, name) in phases.iter().enumerate() {
+            line[format!("{name}_ms")] = json!(rounded(median(&samples, |s| s.steps[place]) * 1e3));
+        }
         println!("{line}");
     }
     // nobody leaves while another still measures
     Ok(trainer.communicator().barrier()?)
 }
 
-fn iterate(trainer: &mut Trainer, real: &Tensor) -> Result<Sample, Failure> {
+fn iterate(trainer: &mut Trainer, real: &[Tensor], count: usize) -> Result<Sample, Failure> {
     trainer.communicator().barrier()?;
     trainer.communicator().take_waited();
     let began = Instant::now();
-    trainer.step(Some(real), Flags::default())?;
-    let d = began.elapsed();
-    trainer.step(None, Flags::default())?;
-    let whole = began.elapsed();
-    Ok(Sample { whole, d, reduce_wait: trainer.communicator().take_waited() })
+    let mut steps = Vec::with_capacity(count);
+    for _ in 0..count {
+        let before = began.elapsed();
+        // phases that read no images pass over them
+        trainer.step(real, Flags::default())?;
+        steps.push(began.elapsed() - before);
+    }
+    Ok(Sample { whole: began.elapsed(), steps, reduce_wait: trainer.communicator().take_waited() })
 }
 
 /// The middle one, seconds.

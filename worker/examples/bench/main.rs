@@ -59,6 +59,15 @@ struct Options {
     /// Length of a latent vector [default: fmap_max].
     #[arg(long)]
     latent: Option<u32>,
+    /// Which networks.
+    #[arg(long, value_enum, default_value = "progan")]
+    family: Family,
+    /// Feature maps of the first layers of a CycleGAN.
+    #[arg(long, default_value_t = 64)]
+    width: u32,
+    /// Residual blocks of a CycleGAN's generators.
+    #[arg(long, default_value_t = 6)]
+    blocks: u32,
     /// Store the state at this root, read it back and compare, instead of timing iterations. An S3-compatible store is
     /// found by the AWS_* variables.
     #[arg(long, value_name = "URL")]
@@ -66,6 +75,12 @@ struct Options {
     /// Position of this process among its peers; set by the program itself.
     #[arg(long, hide = true)]
     rank: Option<u32>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Family {
+    Progan,
+    Cyclegan,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -85,13 +100,22 @@ impl Options {
         };
         // stable from the first image on, or one level below it so that a fade leads here
         let start = if self.alpha < 1.0 { res / 2 } else { res };
+        let model = match self.family {
+            Family::Progan => format!(
+                "family = \"progan\"\nresolution = {res}\nlatent_size = {latent}\nupscale = \"{upscale}\"\n\
+                 fmap_base = {fmap_base}\nfmap_max = {fmap_max}\n\
+                 [train.growth]\nstart_resolution = {start}\nstable_kimg = {KIMG}\nfade_kimg = {KIMG}\n"
+            ),
+            Family::Cyclegan => format!(
+                "family = \"cyclegan\"\nresolution = {res}\ng_width = {width}\nd_width = {width}\ng_blocks = {blocks}\n",
+                width = self.width,
+                blocks = self.blocks,
+            ),
+        };
         let text = format!(
-            "name = \"bench\"\n\
-             [model]\nfamily = \"progan\"\nresolution = {res}\nlatent_size = {latent}\nupscale = \"{upscale}\"\n\
-             fmap_base = {fmap_base}\nfmap_max = {fmap_max}\n\
+            "name = \"bench\"\n[model]\n{model}\
              [data]\nsource = \"in memory\"\n\
              [train]\ntotal_kimg = 100000\nthreads = {threads}\n\
-             [train.growth]\nstart_resolution = {start}\nstable_kimg = {KIMG}\nfade_kimg = {KIMG}\n\
              [train.minibatch]\ndefault = {batch}\n\
              [checkpoint]\nurl = \"memory://bench\"\n"
         );

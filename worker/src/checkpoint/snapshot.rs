@@ -75,7 +75,9 @@ pub fn live(trainer: &Trainer) -> Vec<LivePart> {
         add("first.", optimizer.first());
         add("second.", optimizer.second());
     }
-    add("average.", model.average().1);
+    if let Some((_, average)) = model.average() {
+        add("average.", average);
+    }
     if let Some(memory) = model.memory() {
         add("", memory);
     }

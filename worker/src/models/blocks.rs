@@ -1,4 +1,5 @@
-//! Layers that more than one family uses, or may: equalized layers, pixel norm, minibatch deviation, scaling by two.
+//! Layers that more than one family uses, or may: equalized layers, pixel norm, minibatch deviation, scaling by two; plain
+//! convolutions, instance norm, reflection.
 //!
 //! Conventions: NCHW, weights `[out, in, kh, kw]` or `[out, in]`. Sources are sections of Karras et al., ICLR 2018 ("PGGAN").
 
@@ -62,6 +63,70 @@ pub fn minibatch_deviation(x: &Tensor, group: i64) -> Tensor {
         .expand([n / group, group, 1, h, w], false)
         .reshape([n, 1, h, w]);
     Tensor::cat(&[x, &map], 1)
+}
+
+/// Each feature map of each sample brought to mean 0 and variance 1 (Ulyanov et al. 2016): population variance, epsilon 1e-5, and
+/// nothing learned.
+pub fn instance_norm(x: &Tensor) -> Tensor {
+    x.instance_norm(None::<Tensor>, None::<Tensor>, None::<Tensor>, None::<Tensor>, true, 0.0, 1e-5, false)
+}
+
+/// A norm that knows one sample only, with or without a learned scale and shift.
+#[derive(Debug)]
+pub struct Norm {
+    learned: Option<(Tensor, Tensor)>,
+}
+
+impl Norm {
+    /// Nothing learned: instance norm.
+    #[must_use]
+    pub fn plain() -> Self {
+        Self { learned: None }
+    }
+
+    /// The scale and shift `name` of `parameters`: batch norm over a batch of one.
+    #[must_use]
+    pub fn affine(parameters: &Parameters, name: &str) -> Self {
+        let tensor = |kind: &str| parameters.get(&format!("{name}.{kind}")).shallow_clone();
+        Self { learned: Some((tensor("weight"), tensor("bias"))) }
+    }
+
+    /// `[n, c, h, w]`, of each sample each feature map by itself.
+    pub fn apply(&self, x: &Tensor) -> Tensor {
+        let Some((weight, bias)) = &self.learned else { return instance_norm(x) };
+        x.instance_norm(Some(weight), Some(bias), None::<&Tensor>, None::<&Tensor>, true, 0.0, 1e-5, false)
+    }
+}
+
+/// `by` more pixels on every side, mirrored at the edge.
+pub fn reflect(x: &Tensor, by: i64) -> Tensor {
+    x.reflection_pad2d([by; 4])
+}
+
+/// A convolution whose weight is used as it is.
+#[derive(Debug)]
+pub struct Conv {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl Conv {
+    /// The layer `name` of `parameters`.
+    #[must_use]
+    pub fn new(parameters: &Parameters, name: &str) -> Self {
+        let tensor = |kind: &str| parameters.get(&format!("{name}.{kind}")).shallow_clone();
+        Self { weight: tensor("weight"), bias: tensor("bias") }
+    }
+
+    /// Convolution, zeros around the image.
+    pub fn apply(&self, x: &Tensor, stride: i64, padding: i64) -> Tensor {
+        x.conv2d(&self.weight, Some(&self.bias), stride, padding, 1, 1)
+    }
+
+    /// Transposed convolution that doubles the side: stride 2, padding 1, output padding 1. Its weight is `[in, out, 3, 3]`.
+    pub fn transposed(&self, x: &Tensor) -> Tensor {
+        x.conv_transpose2d(&self.weight, Some(&self.bias), 2, 1, 1, 1, 1)
+    }
 }
 
 /// A weight and a bias with the run-time constant of the equalized learning rate (PGGAN 4.1): the forward pass uses

@@ -4,6 +4,9 @@
 //! the *global* minibatch, so that the sum over all workers is the loss of the whole minibatch, however it is dealt.
 
 pub mod blocks;
+pub mod cyclegan;
+pub mod patchgan;
+pub mod pix2pix;
 pub mod progan;
 pub mod sngan;
 
@@ -24,8 +27,10 @@ pub struct Phase {
     pub module: &'static str,
     /// Times in a row within one round.
     pub repeats: u32,
-    /// Whether it is shown real images: images seen grow by the minibatch.
-    pub shows_images: bool,
+    /// Whether it is shown real images.
+    pub reads_images: bool,
+    /// Whether images seen grow by the minibatch with it. Until they do, phases read the same images.
+    pub counts_images: bool,
     /// Whether the moving average is updated with it (before its own update takes effect elsewhere).
     pub averages: bool,
 }
@@ -33,8 +38,8 @@ pub struct Phase {
 /// The samples of one call of [`GanModel::loss`]: a contiguous piece of the global minibatch.
 #[derive(Debug)]
 pub struct Batch {
-    /// Real images `[n, 3, r, r]`, bytes, mirrored already; present where the phase shows images.
-    pub real: Option<Tensor>,
+    /// Real images of each domain, `[n, 3, r, r]`, bytes, mirrored already; none where the phase reads none.
+    pub real: Vec<Tensor>,
     /// Positions of the samples in the global minibatch.
     pub samples: Range<u32>,
     /// Size of the global minibatch: what losses divide by.
@@ -98,6 +103,19 @@ pub struct Loss {
     pub objective: Tensor,
     /// Scalars on the device, each this piece's share of a mean over the global minibatch.
     pub statistics: Vec<(&'static str, Tensor)>,
+    /// `[n, k]`: numbers of each sample that every rank is to know before the update, as many as [`GanModel::handed`] says.
+    pub handed: Option<Tensor>,
+}
+
+/// What every rank knows of a step when its losses are through, whichever samples it held.
+#[derive(Debug)]
+pub struct Whole<'a> {
+    /// What holds during the step.
+    pub stage: &'a Stage,
+    /// Random numbers of the step.
+    pub draw: &'a Draw,
+    /// `[minibatch, k]`: what the losses handed over, in the order of the global minibatch. Empty where they hand over nothing.
+    pub handed: Tensor,
 }
 
 /// This piece's share of a mean over the global minibatch.
@@ -113,14 +131,21 @@ pub trait GanModel {
     /// Names of the trained modules, in the order of the phases that train them.
     fn modules(&self) -> &[&'static str];
 
+    /// The module that makes images.
+    fn maker(&self) -> &'static str {
+        "g"
+    }
+
     /// The parameters of a module.
     ///
     /// # Panics
     /// When it has no such module.
     fn parameters(&self, module: &str) -> &Parameters;
 
-    /// Name of the module that is averaged, and its average.
-    fn average(&self) -> (&'static str, &Parameters);
+    /// Name of the module that is averaged, and its average; `None` where none is.
+    fn average(&self) -> Option<(&'static str, &Parameters)> {
+        None
+    }
 
     /// Indices of the parameters of `module` that take part at `level`, roughly in the order in which backward reaches
     /// them: the same on every rank.
@@ -134,15 +159,60 @@ pub trait GanModel {
     /// The loss of `phase` over `batch`. Changes no state.
     fn loss(&self, phase: &Phase, stage: &Stage, batch: &Batch, draw: &Draw) -> Loss;
 
-    /// Called once in each step of `phase`, on every rank, between its loss and its update: what it does to
-    /// [`GanModel::memory`] follows from the state alone.
-    fn before_update(&self, _phase: &Phase) {}
+    /// Numbers that the loss of `phase` hands over for each sample. They travel with the gradient.
+    fn handed(&self, _phase: &Phase) -> usize {
+        0
+    }
 
+    /// Called once in each step of `phase`, on every rank, between its loss and its update: what it does to
+    /// [`GanModel::memory`] follows from the state and from `whole` alone.
+    fn before_update(&self, _phase: &Phase, _whole: &Whole<'_>) {}
+
+    /// What it is for.
+    fn role(&self) -> Role<'_>;
+}
+
+/// What a trained model is for.
+pub enum Role<'a> {
+    /// It makes images of latents.
+    Sampler(&'a dyn Sampler),
+    /// It makes images of other images.
+    Translator(&'a dyn Translator),
+}
+
+impl<'a> Role<'a> {
+    /// The sampler, where it is one.
+    #[must_use]
+    pub fn sampler(self) -> Option<&'a dyn Sampler> {
+        match self {
+            Self::Sampler(sampler) => Some(sampler),
+            Self::Translator(_) => None,
+        }
+    }
+}
+
+/// Latents become images.
+pub trait Sampler {
     /// Images `[n, 3, r, r]` made by the averaged weights from latents `[n, latent]`, at the level's resolution.
     fn sample(&self, latents: &Tensor, level: &Level) -> Tensor;
 
     /// Length of a latent vector.
     fn latent_size(&self) -> u32;
+}
+
+/// Images of one domain become images of another.
+pub trait Translator {
+    /// Names of its directions; where there are two, each leads back from where the other leads.
+    fn directions(&self) -> &[&'static str];
+
+    /// The domain whose images `direction` takes.
+    fn source(&self, direction: usize) -> usize;
+
+    /// Images `[n, 3, h, w]` in [-1, 1], taken in direction number `direction`.
+    fn translate(&self, direction: usize, images: &Tensor) -> Tensor;
+
+    /// Sides of images must be multiples of this.
+    fn multiple(&self) -> u32;
 }
 
 /// The model that `config` describes, freshly drawn from the run's seed.
@@ -152,5 +222,24 @@ pub fn build(config: &RunConfig, kind: Kind, device: Device) -> Box<dyn GanModel
     match &config.model {
         Model::ProGan(a) => Box::new(progan::ProGan::new(a.clone(), d_repeats, seed, kind, device)),
         Model::Sngan(a) => Box::new(sngan::Sngan::new(a.clone(), d_repeats, seed, kind, device)),
+        Model::CycleGan(a) => {
+            let minibatch = config.train.minibatch_at(a.resolution);
+            Box::new(cyclegan::CycleGan::new(a.clone(), minibatch, seed, kind, device))
+        }
+        Model::Pix2Pix(a) => Box::new(pix2pix::Pix2Pix::new(a.clone(), seed, kind, device)),
+    }
+}
+
+/// What tests of families share.
+#[cfg(test)]
+mod testing {
+    use super::{Purpose, Stream};
+    use tch::{Kind, Tensor};
+
+    /// Bytes `[3, side, side]` that depend on `number` alone: libtorch's own generator is one for all tests that run at a time.
+    pub fn image(number: u64, side: u32) -> Tensor {
+        let mut stream = Stream::new(number, Purpose::Sample, 0, 0);
+        let bytes: Vec<u8> = (0..3 * side * side).map(|_| stream.below(256) as u8).collect();
+        Tensor::from_data_size(&bytes, &[3, i64::from(side), i64::from(side)], Kind::Uint8)
     }
 }

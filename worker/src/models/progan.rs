@@ -9,7 +9,7 @@ use super::blocks::{
     Equalized, Layer, RECTIFIER, downscale, leaky, leaky_downscale, leaky_pixel_norm, minibatch_deviation, pixel_norm,
     upscale,
 };
-use super::{Batch, Draw, GanModel, Loss, Phase, mean};
+use super::{Batch, Draw, GanModel, Loss, Phase, Role, Sampler, mean};
 use crate::parameters::Parameters;
 use common::families::progan::{Architecture, GpNorm, Upscale};
 use common::growth::Level;
@@ -165,8 +165,22 @@ impl ProGan {
         let average = g.copy();
         Self {
             phases: vec![
-                Phase { name: "d", module: "d", repeats: d_repeats, shows_images: true, averages: true },
-                Phase { name: "g", module: "g", repeats: 1, shows_images: false, averages: false },
+                Phase {
+                    name: "d",
+                    module: "d",
+                    repeats: d_repeats,
+                    reads_images: true,
+                    counts_images: true,
+                    averages: true,
+                },
+                Phase {
+                    name: "g",
+                    module: "g",
+                    repeats: 1,
+                    reads_images: false,
+                    counts_images: false,
+                    averages: false,
+                },
             ],
             generator: Generator::new(&architecture, &g),
             averaged: Generator::new(&architecture, &average),
@@ -188,7 +202,7 @@ impl ProGan {
     /// `D(fake) - D(real) + gp_weight / target^2 * (|grad D(mix)| - target)^2 + drift * D(real)^2`.
     fn discriminator_loss(&self, stage: &Stage, batch: &Batch, draw: &Draw) -> Loss {
         let (a, level) = (&self.architecture, &stage.level);
-        let bytes = batch.real.as_ref().expect("the phase of D shows images");
+        let bytes = batch.real.first().expect("the phase of D reads images");
         let real = self.reals(bytes, level);
         let latents = draw.normals(Purpose::LatentD, &batch.samples, a.latent_size);
         let fake = no_grad(|| self.generator.forward(&latents, level));
@@ -219,7 +233,7 @@ impl ProGan {
             ("gradient_norm/mix", mean(&norm.detach())),
             ("penalty/d", mean(&penalty.detach())),
         ];
-        Loss { objective, statistics }
+        Loss { objective, statistics, handed: None }
     }
 
     /// `-D(G(z))`.
@@ -229,7 +243,7 @@ impl ProGan {
         let scores = self.discriminator.at(&stage.level).score(&fake, stage.group);
         let objective = -mean(&scores, batch);
         let statistics = vec![("loss/g", objective.detach())];
-        Loss { objective, statistics }
+        Loss { objective, statistics, handed: None }
     }
 }
 
@@ -250,8 +264,8 @@ impl GanModel for ProGan {
         }
     }
 
-    fn average(&self) -> (&'static str, &Parameters) {
-        ("g", &self.average)
+    fn average(&self) -> Option<(&'static str, &Parameters)> {
+        Some(("g", &self.average))
     }
 
     fn active(&self, module: &str, level: &Level) -> Vec<usize> {
@@ -272,6 +286,12 @@ impl GanModel for ProGan {
         }
     }
 
+    fn role(&self) -> Role<'_> {
+        Role::Sampler(self)
+    }
+}
+
+impl Sampler for ProGan {
     fn sample(&self, latents: &Tensor, level: &Level) -> Tensor {
         no_grad(|| self.averaged.forward(latents, level))
     }

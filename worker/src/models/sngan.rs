@@ -6,7 +6,7 @@
 //! of D. So a loss changes no state, and every rank remembers the same.
 
 use super::blocks::leaky;
-use super::{Batch, Draw, GanModel, Loss, Phase, mean};
+use super::{Batch, Draw, GanModel, Loss, Phase, Role, Sampler, Whole, mean};
 use crate::parameters::Parameters;
 use common::families::sngan::Architecture;
 use common::growth::Level;
@@ -126,8 +126,22 @@ impl Sngan {
         let average = g.copy();
         Self {
             phases: vec![
-                Phase { name: "d", module: "d", repeats: d_repeats, shows_images: true, averages: true },
-                Phase { name: "g", module: "g", repeats: 1, shows_images: false, averages: false },
+                Phase {
+                    name: "d",
+                    module: "d",
+                    repeats: d_repeats,
+                    reads_images: true,
+                    counts_images: true,
+                    averages: true,
+                },
+                Phase {
+                    name: "g",
+                    module: "g",
+                    repeats: 1,
+                    reads_images: false,
+                    counts_images: false,
+                    averages: false,
+                },
             ],
             generator: Generator::new(&architecture, &g),
             averaged: Generator::new(&architecture, &average),
@@ -149,7 +163,7 @@ impl Sngan {
 
     /// Binary cross-entropy with logits: `softplus(-D(x)) + softplus(D(G(z)))`.
     fn discriminator_loss(&self, batch: &Batch, draw: &Draw) -> Loss {
-        let bytes = batch.real.as_ref().expect("the phase of D shows images");
+        let bytes = batch.real.first().expect("the phase of D reads images");
         let real = bytes.to_kind(draw.kind) / 127.5 - 1.0;
         let fake = no_grad(|| self.fakes(Purpose::LatentD, batch, draw));
         let scores = self.discriminator.score(&Tensor::cat(&[&real, &fake], 0));
@@ -160,7 +174,7 @@ impl Sngan {
             ("score/real", mean(&of_real.detach(), batch)),
             ("score/fake", mean(&of_fake.detach(), batch)),
         ];
-        Loss { objective, statistics }
+        Loss { objective, statistics, handed: None }
     }
 
     /// The same with the real label, which does not saturate: `softplus(-D(G(z)))`.
@@ -168,7 +182,7 @@ impl Sngan {
         let scores = self.discriminator.score(&self.fakes(Purpose::LatentG, batch, draw));
         let objective = mean(&(-scores).softplus(), batch);
         let statistics = vec![("loss/g", objective.detach())];
-        Loss { objective, statistics }
+        Loss { objective, statistics, handed: None }
     }
 }
 
@@ -189,8 +203,8 @@ impl GanModel for Sngan {
         }
     }
 
-    fn average(&self) -> (&'static str, &Parameters) {
-        ("g", &self.average)
+    fn average(&self) -> Option<(&'static str, &Parameters)> {
+        Some(("g", &self.average))
     }
 
     fn memory(&self) -> Option<&Parameters> {
@@ -209,12 +223,18 @@ impl GanModel for Sngan {
         }
     }
 
-    fn before_update(&self, phase: &Phase) {
+    fn before_update(&self, phase: &Phase, _whole: &Whole<'_>) {
         if phase.module == "d" {
             self.discriminator.remember();
         }
     }
 
+    fn role(&self) -> Role<'_> {
+        Role::Sampler(self)
+    }
+}
+
+impl Sampler for Sngan {
     fn sample(&self, latents: &Tensor, _level: &Level) -> Tensor {
         no_grad(|| self.averaged.forward(latents))
     }

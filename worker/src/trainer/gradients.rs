@@ -2,7 +2,8 @@
 //!
 //! Every parameter's gradient slot is a view into the buffer, so nothing is copied. Buckets are launched in one fixed order
 //! on every rank: a bucket waits for its turn even when its gradients are complete. The last bucket carries the flags by
-//! which ranks agree on voluntary decisions without an extra message.
+//! which ranks agree on voluntary decisions without an extra message. Before the first lies what losses hand over for each
+//! sample: a rank fills the rows of its own samples, so that the sum is everybody's.
 
 use crate::communicator::Launcher;
 use crate::parameters::Parameters;
@@ -19,6 +20,8 @@ const BUCKET: usize = 1 << 20;
 /// Gradient slots of the parameters that take part in one phase at one level.
 pub struct Gradients {
     active: Vec<usize>,
+    /// Samples of the global minibatch, and numbers that are handed over for each of them.
+    handed: (usize, usize),
     flat: Tensor,
     views: Vec<Tensor>,
     buckets: Vec<Range<usize>>,
@@ -65,16 +68,26 @@ impl Progress {
 const DISARMED: usize = usize::MAX / 2;
 
 impl Gradients {
-    /// Lays the slots of the parameters at `active`, in the order in which backward reaches them.
+    /// Lays the slots of the parameters at `active`, in the order in which backward reaches them, and before them the place of
+    /// what losses hand over: so many samples, so many numbers for each.
     ///
     /// # Errors
     /// When libtorch refuses, which would be a defect.
-    pub fn new(parameters: &Parameters, active: Vec<usize>, device: Device) -> Result<Self, NativeError> {
+    pub fn new(
+        parameters: &Parameters,
+        active: Vec<usize>,
+        handed: (usize, usize),
+        device: Device,
+    ) -> Result<Self, NativeError> {
         let tensors: Vec<&Tensor> = active.iter().map(|&i| &parameters.tensors()[i]).collect();
-        let total: usize = tensors.iter().map(|t| t.numel()).sum();
+        let before = handed.0 * handed.1;
+        let total: usize = before + tensors.iter().map(|t| t.numel()).sum::<usize>();
         let flat = Tensor::zeros([(total + FLAGS) as i64], (Kind::Float, device));
-        let (mut views, mut owners, mut buckets) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut offset, mut start) = (0, 0);
+        let (mut views, mut owners) = (Vec::new(), Vec::new());
+        // complete before any gradient is
+        let mut buckets: Vec<_> =
+            (0..before).step_by(BUCKET).map(|start| start..(start + BUCKET).min(before)).collect();
+        let (mut offset, mut start) = (before, before);
         for tensor in &tensors {
             views.push(flat.narrow(0, offset as i64, tensor.numel() as i64).view_as(tensor));
             offset += tensor.numel();
@@ -101,7 +114,7 @@ impl Gradients {
             let progress = Arc::clone(&progress);
             hooks.push(GradientHook::new(tensor, move || progress.complete_one(bucket))?);
         }
-        Ok(Self { active, flat, views, buckets, progress, _hooks: hooks })
+        Ok(Self { active, handed, flat, views, buckets, progress, _hooks: hooks })
     }
 
     /// Empties the buffer, writes this rank's flags and makes the views the parameters' gradient slots.
@@ -133,7 +146,7 @@ impl Gradients {
         for (missing, &size) in self.progress.missing.iter().zip(&self.progress.sizes) {
             missing.store(size, Ordering::Release);
         }
-        self.progress.launch_ready(); // a bucket of flags alone is complete from the start
+        self.progress.launch_ready(); // a bucket without gradients is complete from the start
     }
 
     /// Hands over what no backward of this rank will complete: everything, on a rank without samples.
@@ -165,8 +178,27 @@ impl Gradients {
 
     /// Sum of squares of the reduced gradient, one float on the device. Not finite where the gradient is not.
     pub fn squared_norm(&self) -> Tensor {
-        let all = self.flat.narrow(0, 0, (self.flat.numel() - FLAGS) as i64);
+        let before = self.handed.0 * self.handed.1;
+        let all = self.flat.narrow(0, before as i64, (self.flat.numel() - FLAGS - before) as i64);
         all.dot(&all)
+    }
+
+    /// Puts the rows of `samples` where all ranks get them.
+    pub fn hand_over(&self, samples: &Range<u32>, rows: &Tensor) {
+        let mut place = self.handed().narrow(0, i64::from(samples.start), samples.len() as i64);
+        // a negative zero would not survive the sum with another rank's
+        no_grad(|| place.copy_(&(rows.detach() + 0.0)));
+    }
+
+    /// `[minibatch, k]`: the rows of all samples once the reduction is through.
+    pub fn handed(&self) -> Tensor {
+        let (samples, each) = self.handed;
+        self.flat.narrow(0, 0, (samples * each) as i64).view([samples as i64, each as i64])
+    }
+
+    /// Whether these are the slots of the parameters at `active`, with so much handed over.
+    pub fn fits(&self, active: &[usize], handed: (usize, usize)) -> bool {
+        self.active == active && self.handed == handed
     }
 
     /// Indices of the parameters, in the order of [`Gradients::views`].

@@ -12,7 +12,7 @@ use gradients::Gradients;
 
 use crate::chaos::{Ordeal, Struck};
 use crate::communicator::Communicator;
-use crate::models::{Batch, Draw, GanModel, Phase};
+use crate::models::{Batch, Draw, GanModel, Phase, Whole};
 use crate::optimizer::Optimizer;
 use collective::{CollectiveError, TreeSum, deal};
 use common::chaos::{Deed, Point};
@@ -48,7 +48,7 @@ pub struct Upcoming {
     /// This rank's samples, positions in the global minibatch.
     pub samples: Range<u32>,
     /// Whether it is shown real images.
-    pub shows_images: bool,
+    pub reads_images: bool,
 }
 
 /// Networks, optimizers and position of one rank.
@@ -111,9 +111,9 @@ impl Trainer {
         let optimizers = (model.modules().iter())
             .map(|module| Optimizer::new(config.train.optimizer.clone(), model.parameters(module), device))
             .collect();
-        let (source, average) = model.average();
         let clones = |list: &[Tensor]| list.iter().map(|t| t.detach()).collect::<Vec<_>>();
-        let (average_of, averages) = (clones(model.parameters(source).tensors()), clones(average.tensors()));
+        let averaged = model.average().map(|(of, average)| (model.parameters(of).tensors(), average.tensors()));
+        let (average_of, averages) = averaged.map(|(of, average)| (clones(of), clones(average))).unwrap_or_default();
         let gradients = model.phases().iter().map(|_| None).collect();
         let seed = config.seed;
         Self {
@@ -188,12 +188,12 @@ impl Trainer {
         });
     }
 
-    /// Takes the next step, over this rank's samples: `real` are their images `[n, 3, r, r]`, bytes, where the step shows
-    /// images. `flags` are this rank's; the answer is all ranks' together.
+    /// Takes the next step, over this rank's samples: `real` are their images of each domain, `[n, 3, r, r]`, bytes, where the
+    /// step reads any. `flags` are this rank's; the answer is all ranks' together.
     ///
     /// # Errors
     /// When another rank is lost. The step is then not taken on this rank: parameters and position are what they were.
-    pub fn step(&mut self, real: Option<&Tensor>, flags: Flags) -> Result<Agreed, StepError> {
+    pub fn step(&mut self, real: &[Tensor], flags: Flags) -> Result<Agreed, StepError> {
         self.reset_at_knee();
         self.told.clear();
         self.suffer_at(Point::Forward);
@@ -205,9 +205,10 @@ impl Trainer {
             let wanted = if *module == phase.module { &active[..] } else { &[] };
             self.model.parameters(module).require_gradients(wanted);
         }
+        let handed = (self.stage.minibatch as usize, self.model.handed(&phase));
         let mut gradients = match self.gradients[index].take() {
-            Some(laid) if laid.active() == active => laid,
-            _ => Gradients::new(self.model.parameters(phase.module), active, self.device)?,
+            Some(laid) if laid.fits(&active, handed) => laid,
+            _ => Gradients::new(self.model.parameters(phase.module), active, handed, self.device)?,
         };
         let agreed = match self.config.train.determinism {
             Determinism::Fast => self.reduce_fast(&mut gradients, &phase, real, flags, deed)?,
@@ -225,7 +226,7 @@ impl Trainer {
         &mut self,
         gradients: &mut Gradients,
         phase: &Phase,
-        real: Option<&Tensor>,
+        real: &[Tensor],
         flags: Flags,
         deed: Struck,
     ) -> Result<Agreed, StepError> {
@@ -233,7 +234,7 @@ impl Trainer {
         let mine = self.my_groups();
         let pieces: Vec<_> = self.stage.micro_batches(&mine).collect();
         for (i, piece) in pieces.iter().enumerate() {
-            let objective = self.loss(phase, real, &mine, piece);
+            let objective = self.loss(gradients, phase, real, &mine, piece);
             if i + 1 == pieces.len() {
                 gradients.arm(self.communicator.launcher());
             }
@@ -243,7 +244,7 @@ impl Trainer {
             gradients.arm(self.communicator.launcher());
         }
         gradients.launch_rest();
-        self.ordeal.strike(deed, &self.communicator, &self.averages);
+        self.ordeal.strike(deed, &self.communicator, self.weights());
         self.communicator.wait()?;
         Ok(Agreed::from_wire(gradients.flags()))
     }
@@ -253,7 +254,7 @@ impl Trainer {
         &mut self,
         gradients: &mut Gradients,
         phase: &Phase,
-        real: Option<&Tensor>,
+        real: &[Tensor],
         flags: Flags,
         deed: Struck,
     ) -> Result<Agreed, StepError> {
@@ -263,10 +264,10 @@ impl Trainer {
         tree.restart(self.stage.groups() as usize, as_usize, gradients.flat().numel())?;
         for group in mine.clone() {
             gradients.begin(self.model.parameters(phase.module), [0.0; FLAGS])?;
-            self.loss(phase, real, &mine, &(group..group + 1)).backward();
+            self.loss(gradients, phase, real, &mine, &(group..group + 1)).backward();
             tree.push(HostF32::new(gradients.flat())?.as_slice())?;
         }
-        self.ordeal.strike(deed, &self.communicator, &self.averages);
+        self.ordeal.strike(deed, &self.communicator, self.weights());
         self.tree = self.communicator.tree_sum(tree, HostF32::new(gradients.flat())?)?;
         let mut wire = flags.to_wire();
         let sums = self.communicator.sum_f64(wire.map(f64::from).to_vec())?;
@@ -274,14 +275,25 @@ impl Trainer {
         Ok(Agreed::from_wire(wire))
     }
 
-    /// The objective of `phase` over the groups of `piece`; its statistics are noted.
-    fn loss(&mut self, phase: &Phase, real: Option<&Tensor>, mine: &Range<u32>, piece: &Range<u32>) -> Tensor {
+    /// The objective of `phase` over the groups of `piece`; its statistics are noted, and what it hands over lies in `gradients`.
+    fn loss(
+        &mut self,
+        gradients: &Gradients,
+        phase: &Phase,
+        real: &[Tensor],
+        mine: &Range<u32>,
+        piece: &Range<u32>,
+    ) -> Tensor {
         let samples = self.stage.samples(piece);
         let offset = i64::from(samples.start - self.stage.samples(mine).start);
-        let real = real.filter(|_| phase.shows_images).map(|t| t.narrow(0, offset, samples.len() as i64));
-        let batch = Batch { real: real.map(|t| t.to_device(self.device)), samples, total: self.stage.minibatch };
-        let draw = Draw { seed: self.draw.1, step: self.position.images, kind: Kind::Float, device: self.device };
-        let loss = self.model.loss(phase, &self.stage, &batch, &draw);
+        let domains = if phase.reads_images { real } else { &[] };
+        let piece_of = |domain: &Tensor| domain.narrow(0, offset, samples.len() as i64).to_device(self.device);
+        let real = domains.iter().map(piece_of).collect();
+        let batch = Batch { real, samples, total: self.stage.minibatch };
+        let loss = self.model.loss(phase, &self.stage, &batch, &self.drawn());
+        if let Some(handed) = &loss.handed {
+            gradients.hand_over(&batch.samples, handed);
+        }
         let observations = piece.len() as f64 / f64::from(self.stage.groups());
         for (name, share) in &loss.statistics {
             self.told.push(((*name).to_owned(), share.shallow_clone(), observations));
@@ -289,9 +301,22 @@ impl Trainer {
         if self.poisoned { loss.objective * f64::NAN } else { loss.objective }
     }
 
+    /// The random numbers of the step in work.
+    fn drawn(&self) -> Draw {
+        Draw { seed: self.draw.1, step: self.position.images, kind: Kind::Float, device: self.device }
+    }
+
+    /// Those that make the images that people see.
+    fn weights(&self) -> &[Tensor] {
+        match self.model.average() {
+            Some((_, average)) => average.tensors(),
+            None => self.model.parameters(self.model.maker()).tensors(),
+        }
+    }
+
     fn suffer_at(&mut self, point: Point) {
         let due = self.ordeal.due(point, self.steps);
-        self.ordeal.strike(due, &self.communicator, &self.averages);
+        self.ordeal.strike(due, &self.communicator, self.weights());
     }
 
     fn update(&mut self, gradients: &Gradients, phase: &Phase) -> Result<(), StepError> {
@@ -309,7 +334,8 @@ impl Trainer {
         self.statistics.add(&format!("gradient_norm/{}", phase.name), &(squared.sqrt() / world), 1.0 / world);
         let module = self.model.modules().iter().position(|m| *m == phase.module).unwrap_or_default();
         let parameters = self.model.parameters(phase.module);
-        self.model.before_update(phase);
+        let whole = Whole { stage: &self.stage, draw: &self.drawn(), handed: gradients.handed() };
+        self.model.before_update(phase, &whole);
         self.optimizers[module].step(parameters, gradients.active(), gradients.views(), &found_inf, &self.stage)?;
         if phase.averages {
             native::foreach_lerp(&self.averages, &self.average_of, 1.0 - self.stage.ema_decay)?;
@@ -318,7 +344,7 @@ impl Trainer {
     }
 
     fn advance(&mut self, phase: &Phase) {
-        let shown = if phase.shows_images { self.stage.minibatch } else { 0 };
+        let shown = if phase.counts_images { self.stage.minibatch } else { 0 };
         self.position = self.position.advance(shown, self.steps_in_round(), self.config.train.minibatch_repeats);
         if self.position.begins_cycle() {
             self.stage = Stage::at(&self.config, ImagesSeen(self.position.images));
@@ -384,8 +410,8 @@ impl Trainer {
             let (_, phase) = self.phase_at(position);
             let groups = groups_of(&stage, self.communicator.rank(), self.communicator.world());
             let samples = stage.samples(&groups);
-            list.push(Upcoming { images: position.images, stage, samples, shows_images: phase.shows_images });
-            let shown = if phase.shows_images { stage.minibatch } else { 0 };
+            list.push(Upcoming { images: position.images, stage, samples, reads_images: phase.reads_images });
+            let shown = if phase.counts_images { stage.minibatch } else { 0 };
             position = position.advance(shown, self.steps_in_round(), self.config.train.minibatch_repeats);
             if position.begins_cycle() {
                 stage = Stage::at(&self.config, ImagesSeen(position.images));

@@ -28,9 +28,11 @@ pub(crate) fn config() -> RunConfig {
             background: [255; 3],
             cache: None,
             max_bad_share: 0.01,
+            load_size: None,
         },
         train: r::Train {
             total_kimg: 60.0,
+            epochs: None,
             precision: r::Precision::Fp32,
             determinism: r::Determinism::Bitwise,
             threads: 1,

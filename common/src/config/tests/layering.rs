@@ -153,6 +153,35 @@ fn every_family_of_the_schema_is_in_the_list_of_families() {
 }
 
 #[test]
+fn a_run_may_be_as_long_as_its_data_say() {
+    let cyclegan = |lines: &str| format!("{SMALL}[model]\nfamily = \"cyclegan\"\n{lines}");
+    let run = for_workers(&cyclegan(""), &[], &[], 4).unwrap().config;
+    // one sample for each worker at launch, and no length before the data are known
+    assert_eq!((run.train.minibatch_at(256), run.train.total_images()), (4, 0));
+    assert_eq!((run.data.load_size, run.train.length()), (Some(286), "200 passes over the data".to_owned()));
+    let mut known = run.clone();
+    assert!(known.train.know_epoch(1334) && !known.train.know_epoch(7), "data are known once");
+    assert_eq!((known.train.total_images(), known.train.length()), (266_800, "266.8 kimg (200 passes)".to_owned()));
+    let rate = |images| Stage::at(&known, ImagesSeen(images)).learning_rate;
+    assert_eq!((rate(0), rate(199 * 1334)), (2e-4, 0.0));
+    assert!((rate(149 * 1334) - 2e-4 * 50.0 / 101.0).abs() < 1e-12);
+    // as it travels and is resumed, it stays
+    assert_eq!(amended(&known, &[]).unwrap().config, known);
+    let longer = amended(&known, &["train.decay_epochs=150"]).unwrap().config;
+    assert_eq!(longer.train.total_images(), 250 * 1334);
+
+    let fixed = config(&cyclegan("[train]\ntotal_kimg = 5"));
+    assert_eq!((fixed.train.total_images(), fixed.train.epochs), (5000, None));
+    let said = for_workers(&cyclegan("[train]\nminibatch = 3\nconstant_epochs = 7"), &[], &[], 4).unwrap().config;
+    assert_eq!((said.train.minibatch_at(256), said.train.epochs.unwrap().total()), (3, 107));
+    let growing = config(&format!("{SMALL}[train]\nconstant_epochs = 7"));
+    assert_eq!(growing.train.epochs.map(|epochs| epochs.total()), Some(7));
+    // what each sample is shown next lies in the checkpoint
+    let effects = diff(&known, &amended(&known, &["train.minibatch=5"]).unwrap().config);
+    assert!(matches!(effects[..], [Change { effect: Effect::Refused(_), .. }]), "{effects:?}");
+}
+
+#[test]
 fn a_family_brings_its_own_defaults() {
     let run = config(&format!("{SMALL}[model]\nfamily = \"sngan\"\nwidth = 64\n[train]\nminibatch = {{ 32 = 100 }}"));
     let Model::Sngan(model) = &run.model else { panic!() };

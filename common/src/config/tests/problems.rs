@@ -58,7 +58,7 @@ fn a_wrong_key_or_value_is_named_with_file_line_key_expectation_and_nearest_name
         ),
         (
             "[model]\nfamily = \"pragan\"\nresolution = 64",
-            "run.toml:5: model.family: expected one of \"progan\", \"sngan\", found \"pragan\"\n    did you mean \"progan\"?",
+            "run.toml:5: model.family: expected one of \"progan\", \"sngan\", \"cyclegan\", \"pix2pix\", found \"pragan\"\n    did you mean \"progan\"?",
         ),
         (
             "[model]\nlatent_size = 99999999999999",
@@ -136,6 +136,46 @@ fn values_that_do_not_fit_together() {
         (
             "[model]\nfamily = \"sngan\"\nresolution = 1024\nwidth = 16384",
             "run.toml:7: model.width: networks of 417.7 billion parameters\n    at most 4.0 billion in all",
+        ),
+        (
+            "[model]\nfamily = \"cyclegan\"\n[train]\nconstant_epochs = 3\ntotal_kimg = 3",
+            "run.toml:8: train.total_kimg: cannot stand beside train.constant_epochs",
+        ),
+        (
+            "[model]\nfamily = \"cyclegan\"\n[train]\nconstant_epochs = 0\ndecay_epochs = 0",
+            "run.toml:7: train.constant_epochs: a run of no passes over the data\n    at least 1",
+        ),
+        (
+            "[model]\nfamily = \"cyclegan\"\n[train]\nema_decay = 0.9",
+            "run.toml:7: train.ema_decay: networks of family \"cyclegan\" keep no moving average",
+        ),
+        (
+            "[model]\nfamily = \"cyclegan\"\nresolution = 16",
+            "default: model.d_layers: 3 layers leave nothing to judge at 16 pixels\n    fewer layers, or model.resolution = 32",
+        ),
+        (
+            "[model]\nfamily = \"cyclegan\"\n[train]\nd_repeats = 2",
+            "run.toml:7: train.d_repeats: networks of family \"cyclegan\" take one step of D",
+        ),
+        (
+            "[model]\nfamily = \"cyclegan\"\nresolution = 1024",
+            "default: data.load_size: 286 is less than model.resolution, which is 1024\n    at least 1024; 1144 is usual",
+        ),
+        (
+            "[model]\nfamily = \"cyclegan\"\npool_size = 10000\n[metrics]\nkinds = [\"swd\"]",
+            "run.toml:8: metrics.kinds: \"swd\" is not for images of family \"cyclegan\"",
+        ),
+        (
+            "[model]\nfamily = \"cyclegan\"\n[train]\nminibatch = 65536",
+            "default: model.pool_size: with the minibatch, image pools of 103 GB",
+        ),
+        (
+            "[model]\nfamily = \"pix2pix\"\nresolution = 128",
+            "default: model.g_downs: 128 pixels cannot be halved 8 times\n    at most 7",
+        ),
+        (
+            "[train]\nepoch_images = 9",
+            "run.toml:5: train.epoch_images: the run's length is not in passes over the data",
         ),
         ("[cluster]\nbackend = \"solo\"\nworkers = 2", "run.toml:5: cluster.backend: \"solo\" is one worker"),
         (

@@ -49,8 +49,8 @@ pub(crate) struct Listing {
 }
 
 impl Listing {
-    /// Looks through the folder or archive at `path`.
-    pub(crate) fn of(path: &Path) -> Result<Self, DataError> {
+    /// Looks through the folder or archive at `path`; with `within`, of its files only those in a folder of that name count.
+    pub(crate) fn of(path: &Path, within: Option<&str>) -> Result<Self, DataError> {
         let refuse = |why: String| DataError::Source { path: path.to_owned(), why };
         let meta =
             fs::metadata(path).map_err(|e| refuse(format!("{e}; set data.source to a folder or a ZIP archive")))?;
@@ -64,6 +64,10 @@ impl Listing {
             return Err(refuse("neither a folder nor a ZIP archive".into()));
         };
         let Found { mut files, mut skipped, mut stamp } = found;
+        if let Some(folder) = within {
+            files.retain(|file| lies_in(&file.candidate.name, folder));
+            skipped.retain(|one| lies_in(&one.name, folder));
+        }
         files.sort_by(|a, b| a.candidate.name.cmp(&b.candidate.name));
         skipped.sort_by(|a, b| a.name.cmp(&b.name));
         for file in &files {
@@ -150,6 +154,11 @@ fn kind(name: &str) -> Kind {
     }
 }
 
+/// Whether one of the folders of `name` is called `folder`.
+fn lies_in(name: &str, folder: &str) -> bool {
+    name.rsplit_once('/').is_some_and(|(folders, _)| folders.split('/').any(|part| part == folder))
+}
+
 /// Whether a file or one of its folders is hidden, or is what macOS adds to archives.
 fn hidden(name: &str) -> bool {
     name.split('/').any(|part| part == "__MACOSX" || (part.starts_with('.') && part != "." && part != ".."))
@@ -186,6 +195,12 @@ mod tests {
             assert_eq!(kind(name), Kind::NoImage, "{name}");
         }
         assert_eq!(kind("a.GIF"), Kind::OtherImage("gif".into()));
+    }
+
+    #[test]
+    fn a_file_lies_in_its_folders() {
+        assert!(lies_in("trainA/1.jpg", "trainA") && lies_in("zebras/trainA/b/1.jpg", "trainA"));
+        assert!(!lies_in("trainA", "trainA") && !lies_in("trainAB/1.jpg", "trainA") && !lies_in("1.jpg", "trainA"));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Small images, folders and archives for the tests of this crate.
 
-use data::{DataError, Prepared, Request};
+use data::{DataError, Prepared, Request, View};
 use image::{DynamicImage, ImageFormat, Rgb, RgbImage};
 use std::io::{Cursor, Write};
 use std::path::Path;
@@ -40,7 +40,15 @@ pub fn put(root: &Path, name: &str, bytes: &[u8]) {
 
 /// A request for `source` at `resolution`, half of the images may be bad.
 pub fn request(source: &Path, cache: &Path, resolution: u32) -> Request {
-    Request { source: source.into(), resolution, background: [255; 3], cache: cache.into(), max_bad_share: 0.5 }
+    Request {
+        source: source.into(),
+        within: None,
+        view: View::Centre,
+        resolution,
+        background: [255; 3],
+        cache: cache.into(),
+        max_bad_share: 0.5,
+    }
 }
 
 /// Prepares without watching.

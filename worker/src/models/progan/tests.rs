@@ -1,4 +1,5 @@
 use super::*;
+use crate::models::testing::image;
 
 const F64: (Kind, Device) = (Kind::Double, Device::Cpu);
 
@@ -39,14 +40,7 @@ fn draw() -> Draw {
 
 fn bytes(samples: &std::ops::Range<u32>, resolution: u32) -> Tensor {
     // each sample's bytes depend on its global index alone
-    let side = i64::from(resolution);
-    let images: Vec<Tensor> = samples
-        .clone()
-        .map(|i| {
-            tch::manual_seed(1000 + i64::from(i));
-            (Tensor::rand([3, side, side], F64) * 255.0).to_kind(Kind::Uint8)
-        })
-        .collect();
+    let images: Vec<Tensor> = samples.clone().map(|i| image(1000 + u64::from(i), resolution)).collect();
     Tensor::stack(&images, 0)
 }
 
@@ -61,7 +55,7 @@ fn gradient(model: &ProGan, phase: usize, stage: &Stage, samples: std::ops::Rang
         let active = if *module == phase.module { model.active(module, &stage.level) } else { vec![] };
         model.parameters(module).require_gradients(&active);
     }
-    let real = phase.shows_images.then(|| bytes(&samples, stage.level.resolution));
+    let real = phase.reads_images.then(|| bytes(&samples, stage.level.resolution)).into_iter().collect();
     let loss = model.loss(phase, stage, &Batch { real, samples, total: 8 }, &draw());
     let parameters = model.parameters(phase.module);
     let inputs: Vec<&Tensor> =
@@ -180,7 +174,7 @@ fn full_and_active_norms_differ_by_the_scale_of_the_image() {
         let model = model(Architecture { gp_norm, ..narrow(16, Upscale::Unfused) });
         let phase = &model.phases()[0];
         let samples = 0..8;
-        let batch = Batch { real: Some(bytes(&samples, 4)), samples, total: 8 };
+        let batch = Batch { real: vec![bytes(&samples, 4)], samples, total: 8 };
         let loss = model.loss(phase, &stage(2.0, 4), &batch, &draw());
         let (_, value) = loss.statistics.into_iter().find(|(name, _)| *name == "gradient_norm/mix").expect("named");
         value.double_value(&[])
@@ -212,7 +206,7 @@ fn the_gradient_of_d_is_the_slope_of_its_loss() {
     let parameters = model.parameters("d");
     let loss = || {
         let samples = 0..8;
-        let batch = Batch { real: Some(bytes(&samples, 8)), samples, total: 8 };
+        let batch = Batch { real: vec![bytes(&samples, 8)], samples, total: 8 };
         model.loss(&model.phases()[0], &stage, &batch, &draw()).objective.double_value(&[])
     };
     let mut offset = 0;

@@ -1,0 +1,168 @@
+//! CycleGAN as data: its keys, its defaults and its parameters (Zhu et al., "Unpaired Image-to-Image Translation using
+//! Cycle-Consistent Adversarial Networks", ICCV 2017, and the authors' PyTorch code).
+//!
+//! `a2b` makes images of domain A into ones of B, `b2a` the other way; `a` and `b` judge images of their domain. Numbers in
+//! names are places in the authors' lists of layers, so that weights travel by renaming. The networks are in the worker.
+
+use super::patchgan::{PatchGan, weight, zero};
+use super::{Init, ParameterSpec};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// What an experiment file of this family need not say: a layer above the built-in defaults.
+pub const DEFAULTS: &str = include_str!("cyclegan.toml");
+
+/// Directions: the generators, G_A and G_B of the paper's code.
+pub const DIRECTIONS: [&str; 2] = ["a2b", "b2a"];
+/// Domains: the discriminators. The authors call the one that judges B "D_A", for it stands against G_A.
+pub const DOMAINS: [&str; 2] = ["a", "b"];
+
+/// Layer of the first residual block.
+pub const FIRST_BLOCK: u32 = 10;
+
+/// What makes two CycleGANs different networks. Stored with every checkpoint.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Architecture {
+    /// Side of the crops that are trained on, in pixels.
+    pub resolution: u32,
+    /// Feature maps of a generator's first layer (ngf).
+    pub g_width: u32,
+    /// Residual blocks of a generator.
+    pub g_blocks: u32,
+    /// Feature maps of a discriminator's first layer (ndf).
+    pub d_width: u32,
+    /// Layers between a discriminator's first and its last one; 0 judges pixels one by one.
+    pub d_layers: u32,
+    /// What a discriminator's scores are held against.
+    pub gan_loss: GanLoss,
+    /// Weight of A -> B -> A.
+    pub lambda_a: f64,
+    /// Weight of B -> A -> B.
+    pub lambda_b: f64,
+    /// Weight, relative to those, of leaving alone what is in the target domain already.
+    pub lambda_identity: f64,
+    /// Made images of each domain that are kept to be shown to D once more.
+    pub pool_size: u32,
+}
+
+/// What a discriminator's scores are held against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum GanLoss {
+    /// Squared distance from 1 or 0 (Mao et al. 2017).
+    Lsgan,
+    /// Binary cross-entropy with logits.
+    Vanilla,
+    /// The mean score, with a gradient penalty (Gulrajani et al. 2017).
+    Wgangp,
+}
+
+impl Architecture {
+    /// Every parameter of both generators, in the order in which they are drawn.
+    #[must_use]
+    pub fn generators(&self) -> Vec<ParameterSpec> {
+        DIRECTIONS.iter().flat_map(|direction| self.generator(direction)).collect()
+    }
+
+    /// Every parameter of both discriminators, in the order in which they are drawn.
+    #[must_use]
+    pub fn discriminators(&self) -> Vec<ParameterSpec> {
+        DOMAINS.iter().flat_map(|domain| self.patches().parameters(&format!("d.{domain}"))).collect()
+    }
+
+    /// The parameters of one generator, `g.<direction><layer>.…` (gan.md 2.1).
+    fn generator(&self, direction: &str) -> Vec<ParameterSpec> {
+        let (w, after) = (i64::from(self.g_width), FIRST_BLOCK + self.g_blocks);
+        let layer = |place: u32, shape: [i64; 4], out: i64| layer(&format!("g.{direction}{place}"), &shape, out);
+        let mut list = Vec::new();
+        list.extend(layer(1, [w, 3, 7, 7], w));
+        list.extend(layer(4, [2 * w, w, 3, 3], 2 * w));
+        list.extend(layer(7, [4 * w, 2 * w, 3, 3], 4 * w));
+        for block in FIRST_BLOCK..after {
+            for conv in [1, 5] {
+                let name = format!("g.{direction}{block}.conv_block.{conv}");
+                list.extend(self::layer(&name, &[4 * w, 4 * w, 3, 3], 4 * w));
+            }
+        }
+        // transposed: what comes in stands first
+        list.extend(layer(after, [4 * w, 2 * w, 3, 3], 2 * w));
+        list.extend(layer(after + 3, [2 * w, w, 3, 3], w));
+        list.extend(layer(after + 7, [3, w, 7, 7], 3));
+        list
+    }
+
+    /// A discriminator; its parameters are `d.<domain><layer>.…`.
+    #[must_use]
+    pub fn patches(&self) -> PatchGan {
+        PatchGan { inputs: 3, width: i64::from(self.d_width), layers: self.d_layers, affine: false }
+    }
+
+    /// What is remembered besides the parameters, for a global minibatch of so many samples: for each domain the pool of made
+    /// images, and those that D is shown in the step to come.
+    #[must_use]
+    pub fn pools(&self, minibatch: u32) -> Vec<ParameterSpec> {
+        let side = i64::from(self.resolution);
+        let images = |count: u32| vec![i64::from(count), 3, side, side];
+        let spec = |name: String, count| ParameterSpec { name, shape: images(count), init: Init::Zero };
+        DOMAINS
+            .iter()
+            .flat_map(|domain| {
+                [spec(format!("pool.{domain}.kept"), self.pool_size), spec(format!("pool.{domain}.shown"), minibatch)]
+            })
+            .collect()
+    }
+}
+
+fn layer(name: &str, shape: &[i64], out: i64) -> [ParameterSpec; 2] {
+    [weight(name, shape), zero(&format!("{name}.bias"), out)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn architecture() -> Architecture {
+        Architecture {
+            resolution: 256,
+            g_width: 64,
+            g_blocks: 9,
+            d_width: 64,
+            d_layers: 3,
+            gan_loss: GanLoss::Lsgan,
+            lambda_a: 10.0,
+            lambda_b: 10.0,
+            lambda_identity: 0.5,
+            pool_size: 50,
+        }
+    }
+
+    fn total(list: &[ParameterSpec]) -> u64 {
+        list.iter().map(ParameterSpec::numel).sum()
+    }
+
+    /// gan.md 2.1 and 2.2.
+    #[test]
+    fn parameter_totals() {
+        let nine = architecture();
+        assert_eq!(total(&nine.generator("a2b")), 11_378_179);
+        assert_eq!(total(&nine.generators()), 2 * 11_378_179);
+        assert_eq!(total(&nine.discriminators()), 2 * 2_764_737);
+        let six = Architecture { g_blocks: 6, ..architecture() };
+        assert_eq!(total(&six.generator("b2a")), 7_837_699);
+    }
+
+    /// gan.md 2.8: the places in the authors' lists.
+    #[test]
+    fn layers_stand_where_the_authors_list_has_them() {
+        let places = |blocks| {
+            let a = Architecture { g_blocks: blocks, ..architecture() };
+            let names = a.generator("a2b").into_iter().filter(|spec| spec.name.ends_with("weight"));
+            names.map(|spec| spec.name["g.a2b".len()..].trim_end_matches(".weight").to_owned()).collect::<Vec<_>>()
+        };
+        let nine = places(9);
+        assert_eq!(nine[..4], ["1", "4", "7", "10.conv_block.1"]);
+        assert_eq!(nine[20..], ["18.conv_block.5", "19", "22", "26"]);
+        assert_eq!(places(6)[15..], ["16", "19", "23"]);
+    }
+}

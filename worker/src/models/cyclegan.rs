@@ -1,0 +1,270 @@
+//! CycleGAN (Zhu et al., "Unpaired Image-to-Image Translation using Cycle-Consistent Adversarial Networks", ICCV 2017): nets,
+//! losses, phases, in this order. Sizes, names and defaults are `common::families::cyclegan`.
+//!
+//! Both generators take one step together, then both discriminators, which are shown images made before that step: some new, some
+//! from a pool of older ones (Shrivastava et al. 2017). What they will be shown is settled between loss and update, from everybody's
+//! images in the order of the global minibatch, and remembered: the same on every rank, in every checkpoint.
+//!
+//! Instance norm knows one sample only, so passes of several images through one network are made as one.
+
+use super::blocks::{Conv, instance_norm, reflect};
+use super::patchgan::{Judge, l1, range};
+use super::{Batch, Draw, GanModel, Loss, Phase, Role, Translator, Whole, mean};
+use crate::parameters::Parameters;
+use common::families::cyclegan::{Architecture, DIRECTIONS, DOMAINS, FIRST_BLOCK};
+use common::growth::Level;
+use common::schedule::Stage;
+use common::seed::{Purpose, Stream};
+use tch::{Device, Kind, Tensor, no_grad};
+
+/// An image of one domain to an image of the other (section 7.2; gan.md 2.1).
+#[derive(Debug)]
+struct Generator {
+    first: Conv,
+    down: [Conv; 2],
+    blocks: Vec<[Conv; 2]>,
+    up: [Conv; 2],
+    last: Conv,
+}
+
+impl Generator {
+    fn new(a: &Architecture, p: &Parameters, direction: &str) -> Self {
+        let conv = |place: u32, rest: &str| Conv::new(p, &format!("g.{direction}{place}{rest}"));
+        let after = FIRST_BLOCK + a.g_blocks;
+        Self {
+            first: conv(1, ""),
+            down: [4, 7].map(|place| conv(place, "")),
+            blocks: (FIRST_BLOCK..after)
+                .map(|place| [1, 5].map(|i| conv(place, &format!(".conv_block.{i}"))))
+                .collect(),
+            up: [after, after + 3].map(|place| conv(place, "")),
+            last: conv(after + 7, ""),
+        }
+    }
+
+    /// `[n, 3, h, w] -> [n, 3, h, w]` in [-1, 1]; sides are multiples of 4.
+    fn forward(&self, images: &Tensor) -> Tensor {
+        let mut x = instance_norm(&self.first.apply(&reflect(images, 3), 1, 0)).relu_();
+        for conv in &self.down {
+            x = instance_norm(&conv.apply(&x, 2, 1)).relu_();
+        }
+        for [one, other] in &self.blocks {
+            let inner = instance_norm(&one.apply(&reflect(&x, 1), 1, 0)).relu_();
+            // not in place: a rectifier's derivative is that of what it gave
+            x = &x + instance_norm(&other.apply(&reflect(&inner, 1), 1, 0));
+        }
+        for conv in &self.up {
+            x = instance_norm(&conv.transposed(&x)).relu_();
+        }
+        self.last.apply(&reflect(&x, 3), 1, 0).tanh()
+    }
+}
+
+/// The four networks, the pools, and their phases.
+pub struct CycleGan {
+    architecture: Architecture,
+    phases: [Phase; 2],
+    g: Parameters,
+    d: Parameters,
+    pools: Parameters,
+    /// A to B, B to A.
+    generators: [Generator; 2],
+    /// Of A, of B.
+    judges: [Judge; 2],
+}
+
+impl CycleGan {
+    /// Draws the networks from the run's seed; `minibatch` is the global one.
+    #[must_use]
+    pub fn new(architecture: Architecture, minibatch: u32, seed: u64, kind: Kind, device: Device) -> Self {
+        let (generators, discriminators) = (architecture.generators(), architecture.discriminators());
+        let first_of_d = generators.len() as u64;
+        let g = Parameters::draw(generators, seed, 0, kind, device);
+        let d = Parameters::draw(discriminators, seed, first_of_d, kind, device);
+        let pools = Parameters::draw(architecture.pools(minibatch), seed, 0, kind, device);
+        Self {
+            phases: [
+                // the images of a step count once: with the last phase that is shown them
+                Phase { name: "g", module: "g", repeats: 1, reads_images: true, counts_images: false, averages: false },
+                Phase { name: "d", module: "d", repeats: 1, reads_images: true, counts_images: true, averages: false },
+            ],
+            generators: DIRECTIONS.map(|direction| Generator::new(&architecture, &g, direction)),
+            judges: DOMAINS
+                .map(|domain| Judge::new(&architecture.patches(), &d, &format!("d.{domain}"), architecture.gan_loss)),
+            architecture,
+            g,
+            d,
+            pools,
+        }
+    }
+
+    /// `GAN(a2b) + GAN(b2a) + lambda_a |rec_a - a| + lambda_b |rec_b - b| + lambda_identity (lambda_b |a2b(b) - b| + lambda_a |b2a(a) - a|)`
+    /// (equations 3 and 5.2; gan.md 2.3).
+    fn generator_loss(&self, batch: &Batch, draw: &Draw) -> Loss {
+        let a = &self.architecture;
+        let [real_a, real_b] = reals(batch, draw);
+        let [a2b, b2a] = &self.generators;
+        let [judge_a, judge_b] = &self.judges;
+        let n = batch.len();
+        let part = |x: &Tensor, i: i64| x.narrow(0, i * n, n);
+        let identity = a.lambda_identity > 0.0;
+
+        // what goes through one network goes at once: a2b sees A and B; b2a sees B, what a2b made, and A
+        let from_a = a2b.forward(&if identity { Tensor::cat(&[&real_a, &real_b], 0) } else { real_a.shallow_clone() });
+        let fake_b = part(&from_a, 0);
+        let mut to_a = vec![real_b.shallow_clone(), fake_b.shallow_clone()];
+        to_a.extend(identity.then(|| real_a.shallow_clone()));
+        let from_b = b2a.forward(&Tensor::cat(&to_a, 0));
+        let (fake_a, back_a) = (part(&from_b, 0), part(&from_b, 1));
+        let back_b = a2b.forward(&fake_a);
+
+        let mean = |of_each: &Tensor| mean(of_each, batch);
+        let gan_a2b = mean(&judge_b.distance(&judge_b.score(&fake_b), true));
+        let gan_b2a = mean(&judge_a.distance(&judge_a.score(&fake_a), true));
+        let (cycle_a, cycle_b) = (mean(&l1(&back_a, &real_a)), mean(&l1(&back_b, &real_b)));
+        let mut objective = &gan_a2b + &gan_b2a + &cycle_a * a.lambda_a + &cycle_b * a.lambda_b;
+        let mut statistics = vec![
+            ("loss/g_a2b", gan_a2b.detach()),
+            ("loss/g_b2a", gan_b2a.detach()),
+            ("l1/cycle_a", cycle_a.detach()),
+            ("l1/cycle_b", cycle_b.detach()),
+        ];
+        if identity {
+            let (same_b, same_a) = (mean(&l1(&part(&from_a, 1), &real_b)), mean(&l1(&part(&from_b, 2), &real_a)));
+            objective += (&same_b * a.lambda_b + &same_a * a.lambda_a) * a.lambda_identity;
+            statistics.extend([("l1/identity_a", same_a.detach()), ("l1/identity_b", same_b.detach())]);
+        }
+        statistics.push(("loss/g", objective.detach()));
+        let made = [&fake_a, &fake_b].map(|fake| fake.detach().flatten(1, -1));
+        Loss { objective, statistics, handed: Some(Tensor::cat(&made, 1)) }
+    }
+
+    /// Half of what each is wrong about real images and about those that it is shown, for both (gan.md 2.3).
+    fn discriminator_loss(&self, batch: &Batch, draw: &Draw) -> Loss {
+        let names = [("loss/d_a", "score/real_a", "score/fake_a"), ("loss/d_b", "score/real_b", "score/fake_b")];
+        let (mut losses, mut statistics) = (Vec::new(), Vec::new());
+        for (domain, real) in reals(batch, draw).iter().enumerate() {
+            let shown = self.shown(domain).narrow(0, i64::from(batch.samples.start), batch.len());
+            let errors = self.judges[domain].errors(real, &shown, domain, batch, draw);
+            let [loss, of_real, of_fake] = errors.map(|errors| mean(&errors, batch));
+            let (name, on_real, on_fake) = names[domain];
+            statistics.extend([(name, loss.detach()), (on_real, of_real), (on_fake, of_fake)]);
+            losses.push(loss);
+        }
+        let objective = &losses[0] + &losses[1];
+        statistics.push(("loss/d", objective.detach()));
+        Loss { objective, statistics, handed: None }
+    }
+
+    /// The images of `domain` that D is shown in its next step, in the order of the global minibatch.
+    fn shown(&self, domain: usize) -> &Tensor {
+        self.pools.get(&format!("pool.{}.shown", DOMAINS[domain]))
+    }
+
+    /// Takes the images `made`, `[minibatch, 2 * 3 * r * r]`, through the pools (gan.md 2.5): while a pool has room an image is
+    /// kept and shown; later, by a coin, it is shown or takes the place of an older one, which is shown instead.
+    fn remember(&self, made: &Tensor, draw: &Draw) {
+        let side = i64::from(self.architecture.resolution);
+        let size = u64::from(self.architecture.pool_size);
+        let minibatch = made.size()[0];
+        // a step that overflowed is skipped, and no NaN of it may stay
+        let made = made.nan_to_num(0.0, 1.0, -1.0).view([minibatch, 2, 3, side, side]);
+        for sample in 0..minibatch {
+            let before = draw.step + sample as u64;
+            let mut stream = Stream::new(draw.seed, Purpose::Pool, draw.step, sample as u64);
+            for (domain, name) in DOMAINS.iter().enumerate() {
+                let (older, which) = (stream.coin(), stream.below(size.max(1)));
+                let new = made.get(sample).get(domain as i64);
+                let kept = self.pools.get(&format!("pool.{name}.kept"));
+                let shown = self.shown(domain).get(sample);
+                let set = |place: Tensor, image: &Tensor| place.shallow_clone().copy_(image);
+                if size > 0 && before < size {
+                    set(kept.get(before as i64), &new);
+                    set(shown, &new);
+                } else if size > 0 && older {
+                    set(shown, &kept.get(which as i64));
+                    set(kept.get(which as i64), &new);
+                } else {
+                    set(shown, &new);
+                }
+            }
+        }
+    }
+}
+
+/// Both domains' real images in the networks' range.
+fn reals(batch: &Batch, draw: &Draw) -> [Tensor; 2] {
+    [0, 1].map(|domain: usize| {
+        let bytes = batch.real.get(domain).expect("both phases read images of two domains");
+        range(bytes, draw.kind)
+    })
+}
+
+impl GanModel for CycleGan {
+    fn phases(&self) -> &[Phase] {
+        &self.phases
+    }
+
+    fn modules(&self) -> &[&'static str] {
+        &["g", "d"]
+    }
+
+    fn parameters(&self, module: &str) -> &Parameters {
+        match module {
+            "g" => &self.g,
+            "d" => &self.d,
+            other => panic!("CycleGAN has no module {other}"),
+        }
+    }
+
+    fn memory(&self) -> Option<&Parameters> {
+        Some(&self.pools)
+    }
+
+    fn active(&self, module: &str, _level: &Level) -> Vec<usize> {
+        // backward reaches the second network, and the last layer, first
+        (0..self.parameters(module).len()).rev().collect()
+    }
+
+    fn loss(&self, phase: &Phase, _stage: &Stage, batch: &Batch, draw: &Draw) -> Loss {
+        match phase.name {
+            "g" => self.generator_loss(batch, draw),
+            _ => self.discriminator_loss(batch, draw),
+        }
+    }
+
+    fn handed(&self, phase: &Phase) -> usize {
+        if phase.name == "g" { 2 * 3 * (self.architecture.resolution as usize).pow(2) } else { 0 }
+    }
+
+    fn before_update(&self, phase: &Phase, whole: &Whole<'_>) {
+        if phase.name == "g" {
+            no_grad(|| self.remember(&whole.handed, whole.draw));
+        }
+    }
+
+    fn role(&self) -> Role<'_> {
+        Role::Translator(self)
+    }
+}
+
+impl Translator for CycleGan {
+    fn directions(&self) -> &[&'static str] {
+        &DIRECTIONS
+    }
+
+    fn source(&self, direction: usize) -> usize {
+        direction
+    }
+
+    fn translate(&self, direction: usize, images: &Tensor) -> Tensor {
+        no_grad(|| self.generators[direction].forward(images))
+    }
+
+    fn multiple(&self) -> u32 {
+        4
+    }
+}
+
+#[cfg(test)]
+mod tests;

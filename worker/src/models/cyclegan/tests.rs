@@ -1,0 +1,204 @@
+use super::*;
+use crate::models::testing::image;
+use common::families::cyclegan::GanLoss;
+
+const F64: (Kind, Device) = (Kind::Double, Device::Cpu);
+const SIDE: u32 = 16;
+const MINIBATCH: u32 = 6;
+
+const STAGE: Stage = Stage {
+    level: Level { lod: 0.0, resolution: SIDE },
+    minibatch: MINIBATCH,
+    group: 1,
+    micro_batch: MINIBATCH,
+    learning_rate: 2e-4,
+    ema_decay: 0.999,
+    tick_images: 1000,
+};
+
+fn architecture() -> Architecture {
+    Architecture {
+        resolution: SIDE,
+        g_width: 4,
+        g_blocks: 2,
+        d_width: 4,
+        d_layers: 2,
+        gan_loss: GanLoss::Lsgan,
+        lambda_a: 10.0,
+        lambda_b: 7.0,
+        lambda_identity: 0.5,
+        pool_size: 50,
+    }
+}
+
+fn model(architecture: Architecture) -> CycleGan {
+    CycleGan::new(architecture, MINIBATCH, 7, Kind::Double, Device::Cpu)
+}
+
+fn draw(step: u64) -> Draw {
+    Draw { seed: 3, step, kind: Kind::Double, device: Device::Cpu }
+}
+
+fn batch(samples: std::ops::Range<u32>) -> Batch {
+    // each sample's bytes depend on its global index alone
+    let domain = |domain: u64| {
+        let image = |sample: u32| image(1000 * (domain + 1) + u64::from(sample), SIDE);
+        Tensor::stack(&samples.clone().map(image).collect::<Vec<_>>(), 0)
+    };
+    Batch { real: vec![domain(0), domain(1)], samples, total: MINIBATCH }
+}
+
+fn loss(model: &CycleGan, phase: usize, samples: std::ops::Range<u32>) -> Loss {
+    let phase = &model.phases()[phase];
+    for module in model.modules() {
+        let active = if *module == phase.module { model.active(module, &STAGE.level) } else { vec![] };
+        model.parameters(module).require_gradients(&active);
+    }
+    model.loss(phase, &STAGE, &batch(samples), &draw(40))
+}
+
+/// The gradient of `phase` over `samples`, flat.
+fn gradient(model: &CycleGan, phase: usize, samples: std::ops::Range<u32>) -> Tensor {
+    let objective = loss(model, phase, samples).objective;
+    let parameters = model.parameters(model.phases()[phase].module);
+    let inputs: Vec<&Tensor> = parameters.tensors().iter().collect();
+    let grads = Tensor::run_backward(&[objective], &inputs, false, false);
+    Tensor::cat(&grads.iter().map(|g| g.flatten(0, -1)).collect::<Vec<_>>(), 0)
+}
+
+fn settle(model: &CycleGan, made: Tensor, images: u64) {
+    let whole = Whole { stage: &STAGE, draw: &draw(images), handed: made };
+    model.before_update(&model.phases()[0], &whole);
+}
+
+fn close(a: f64, b: f64) -> bool {
+    (a - b).abs() <= 1e-12 * a.abs().max(b.abs()).max(1.0)
+}
+
+/// gan.md 19, item 3, and 2.1: fully convolutional, a map of 30x30 scores at 256.
+#[test]
+fn images_keep_their_size_and_scores_are_maps() {
+    let narrow = Architecture { g_width: 1, g_blocks: 1, d_width: 1, d_layers: 3, resolution: 256, ..architecture() };
+    let model = CycleGan::new(Architecture { pool_size: 0, ..narrow }, 1, 7, Kind::Float, Device::Cpu);
+    let image = Tensor::rand([1, 3, 256, 256], (Kind::Float, Device::Cpu));
+    assert_eq!(model.translate(0, &image).size(), [1, 3, 256, 256]);
+    assert_eq!(model.judges[0].score(&image).size(), [1, 1, 30, 30]);
+    let other = Tensor::rand([2, 3, 20, 44], (Kind::Float, Device::Cpu));
+    let made = model.translate(1, &other);
+    assert_eq!(made.size(), [2, 3, 20, 44]);
+    assert!(made.abs().max().double_value(&[]) <= 1.0);
+    for module in model.modules() {
+        let parameters = model.parameters(module);
+        for (spec, tensor) in parameters.specs().iter().zip(parameters.tensors()) {
+            assert_eq!(spec.shape, tensor.size(), "{}", spec.name);
+        }
+    }
+}
+
+/// gan.md 2.3, pass by pass; identity weighs lambda * lambda_identity.
+#[test]
+fn the_objective_of_g_is_the_sum_of_its_terms() {
+    for lambda_identity in [0.5, 0.0] {
+        let model = model(Architecture { lambda_identity, ..architecture() });
+        let [a, b] = reals(&batch(0..MINIBATCH), &draw(40));
+        let [a2b, b2a] = &model.generators;
+        let [judge_a, judge_b] = &model.judges;
+        let whole = |x: Tensor| x.mean(Kind::Double).double_value(&[]);
+        let l1 = |x: &Tensor, y: &Tensor| whole((x - y).abs());
+        let (fake_b, fake_a) = (a2b.forward(&a), b2a.forward(&b));
+        let gan = |judge: &Judge, x: &Tensor| whole((judge.score(x) - 1.0).square());
+        let expected = gan(judge_b, &fake_b)
+            + gan(judge_a, &fake_a)
+            + 10.0 * l1(&b2a.forward(&fake_b), &a)
+            + 7.0 * l1(&a2b.forward(&fake_a), &b)
+            + lambda_identity * (7.0 * l1(&a2b.forward(&b), &b) + 10.0 * l1(&b2a.forward(&a), &a));
+        let loss = loss(&model, 0, 0..MINIBATCH);
+        let got = loss.objective.double_value(&[]);
+        assert!(close(got, expected), "{got} {expected}");
+        // and what is handed over are the images that were made
+        let handed = loss.handed.unwrap().view([6, 2, 3, 16, 16]);
+        assert!((handed.select(1, 0) - fake_a).abs().max().double_value(&[]) < 1e-12);
+        assert!((handed.select(1, 1) - fake_b).abs().max().double_value(&[]) < 1e-12);
+    }
+}
+
+/// gan.md 19, item 17.
+#[test]
+fn a_step_of_g_leaves_d_without_gradients_and_d_loses_half_of_both_errors() {
+    let model = model(architecture());
+    let of_g = loss(&model, 0, 0..MINIBATCH);
+    of_g.objective.backward();
+    assert!(model.d.tensors().iter().all(|tensor| !tensor.grad().defined()));
+    settle(&model, of_g.handed.unwrap(), 0);
+    let [a, b] = reals(&batch(0..MINIBATCH), &draw(40));
+    let whole = |x: Tensor| x.mean(Kind::Double).double_value(&[]);
+    let of_d = loss(&model, 1, 0..MINIBATCH);
+    let mut sum = 0.0;
+    for (domain, (real, name)) in [(a, "loss/d_a"), (b, "loss/d_b")].iter().enumerate() {
+        let judge = &model.judges[domain];
+        let errors = whole((judge.score(real) - 1.0).square()) + whole(judge.score(model.shown(domain)).square());
+        let told = of_d.statistics.iter().find(|(told, _)| told == name).unwrap().1.double_value(&[]);
+        assert!(close(told, errors / 2.0), "{name}: {told} {errors}");
+        sum += told;
+    }
+    assert!(close(of_d.objective.double_value(&[]), sum));
+}
+
+#[test]
+fn shares_of_a_minibatch_add_up_to_its_gradient() {
+    for gan_loss in [GanLoss::Lsgan, GanLoss::Vanilla, GanLoss::Wgangp] {
+        let model = model(Architecture { gan_loss, ..architecture() });
+        settle(&model, loss(&model, 0, 0..MINIBATCH).handed.unwrap(), 0);
+        for phase in [0, 1] {
+            let whole = gradient(&model, phase, 0..MINIBATCH);
+            let parts = gradient(&model, phase, 0..1) + gradient(&model, phase, 1..4) + gradient(&model, phase, 4..6);
+            let worst = (&whole - &parts).abs().max().double_value(&[]) / whole.abs().max().double_value(&[]);
+            assert!(worst < 1e-10, "{gan_loss:?}, phase {phase}: {worst:e}");
+        }
+    }
+}
+
+/// gan.md 19, item 16. Images are numbered by their first pixel.
+#[test]
+fn a_pool_gives_back_new_images_half_the_time_once_it_is_full() {
+    let numbered = |first: i64| {
+        let numbers = Tensor::arange_start(first, first + i64::from(MINIBATCH), F64) / 1e5;
+        numbers.view([-1, 1]).expand([-1, 2 * 3 * i64::from(SIDE).pow(2)], true)
+    };
+    let model = model(architecture());
+    let (mut new, mut asked, mut oldest) = (0, 0, u64::MAX);
+    for step in 0..1000u64 {
+        let first = step * u64::from(MINIBATCH);
+        settle(&model, numbered(first as i64), first);
+        for domain in [0, 1] {
+            let shown = model.shown(domain).select(1, 0).select(1, 0).select(1, 0) * 1e5;
+            assert!(!shown.requires_grad());
+            for (sample, number) in Vec::<f64>::try_from(&shown).unwrap().into_iter().enumerate() {
+                let (number, now) = (number.round() as u64, first + sample as u64);
+                assert!(number <= now);
+                if now < 50 {
+                    assert_eq!(number, now, "a pool that is not full shows what it is given");
+                } else {
+                    asked += 1;
+                    new += u64::from(number == now);
+                    oldest = oldest.min(number);
+                }
+            }
+        }
+    }
+    let share = new as f64 / asked as f64;
+    assert!(asked > 10_000 && (share - 0.5).abs() < 0.02, "{share} of {asked}");
+    assert!(oldest < 50, "the first images come back too");
+
+    let none = self::model(Architecture { pool_size: 0, ..architecture() });
+    settle(&none, numbered(90), 90);
+    assert!((none.shown(1).get(5).max() * 1e5 - 95.0).abs().double_value(&[]) < 1e-9);
+}
+
+#[test]
+fn what_overflowed_never_stays_in_a_pool() {
+    let model = model(architecture());
+    let made = Tensor::full([i64::from(MINIBATCH), 2 * 3 * i64::from(SIDE).pow(2)], f64::NAN, F64);
+    settle(&model, made, 0);
+    assert!(model.pools.tensors().iter().all(|images| images.isfinite().all().int64_value(&[]) == 1));
+}
