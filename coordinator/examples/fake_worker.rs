@@ -28,9 +28,13 @@ fn main() -> ExitCode {
     match arguments.as_slice() {
         ["prepare"] => prepare(),
         ["join", address] => join(address),
-        ["sample", url, "--seeds", seeds, "--s3", _, "--out", out] => {
+        ["sample", "--s3", _, "--seeds", seeds, "--out", out, url] => {
             println!("sample {url} {seeds} {out}");
             ExitCode::from(42)
+        }
+        ["translate", "--s3", _, "--direction", direction, "--out", out, "--", url, inputs @ ..] => {
+            println!("translate {url} {inputs:?} {direction} {out}");
+            ExitCode::from(43)
         }
         other => {
             say(&format!("ERROR unknown arguments {other:?}"));

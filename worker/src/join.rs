@@ -294,8 +294,11 @@ impl Worker {
             let patience = Duration::try_from_secs_f64(self.config.cluster.patience_s).unwrap_or(MEET);
             let silence = patience.max(SILENCE_MIN);
             let mesh = Mesh::new(membership)?.patient(silence);
-            let aborter = mesh.aborter();
-            agent.on_abort(move || aborter.abort());
+            let (aborter, generation) = (mesh.aborter(), assignment.generation);
+            agent.on_abort(move || {
+                tracing::info!("{generation} is over, says the coordinator");
+                aborter.abort();
+            });
             Box::new(mesh.form(&mut self.listener, silence.saturating_add(patience))?)
         };
         mesh.set_deadline(MEET);

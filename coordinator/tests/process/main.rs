@@ -503,8 +503,11 @@ fn what_cannot_work_ends_before_a_worker_starts() {
 }
 
 #[test]
-fn sample_becomes_the_worker() {
+fn sample_and_translate_become_the_worker() {
     let machine = Machine::new();
     let sample = machine.ask(&["sample", "runs/toy", "--seeds", "1-4", "--out", "grid.png"]);
     assert_eq!((sample.status.code(), text(&sample.stdout).as_str()), (Some(42), "sample runs/toy 1-4 grid.png\n"));
+    let translate = machine.ask(&["translate", "runs/toy", "a.png", "more", "--direction", "b2a", "--out", "made"]);
+    let expected = "translate runs/toy [\"a.png\", \"more\"] b2a made\n";
+    assert_eq!((translate.status.code(), text(&translate.stdout).as_str()), (Some(43), expected));
 }
