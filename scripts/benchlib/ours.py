@@ -237,13 +237,13 @@ class Run:
         return [json.loads(line) for line in text[:text.rfind("\n") + 1].splitlines()]
 
     def log(self):
-        """(time, text, worker) of every line that a worker wrote, of whichever file."""
+        """(time, text) of every line that a worker wrote, of whichever file."""
         files = [self.state / "log.txt", *(path for _, path in self.guests)]
         found = []
         for path in files:
             for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
                 if match := LOG_LINE.match(line):
-                    found.append((seconds(match["time"]), match["text"], f"{path} {match['source']}"))
+                    found.append((seconds(match["time"]), match["text"]))
         return sorted(found)
 
     def report(self):
@@ -292,9 +292,9 @@ class Story:
         """Seconds from `at` until the last survivor said that its generation is over; nothing where not all said so. The step in its
         hands it finishes later: that is part of what survivors stand still."""
         told = {}
-        for when, text, worker in self.log:
-            if text.startswith(f"g{generation} is over") and when > at - 1:
-                told.setdefault(worker, when)
+        for when, text in self.log:
+            if (over := re.match(rf"g{generation} is over for rank (\d+):", text)) and when > at - 1:
+                told.setdefault(over[1], when)
         return max(told.values()) - at if len(told) >= survivors else None
 
     def cost(self, generation):

@@ -159,7 +159,8 @@ impl Worker {
                     match (after(ended.as_ref().copied().map_err(Failure::exit), dismissed), ended) {
                         (After::Wait, Ok(_)) => trouble = Trouble::default(),
                         (After::Wait, Err(failure)) => {
-                            tracing::info!("{} is over for this worker: {failure}", assignment.generation);
+                            let (generation, rank) = (assignment.generation, assignment.rank.0);
+                            tracing::info!("{generation} is over for rank {rank}: {failure}");
                             trouble = failure.trouble();
                         }
                         (After::Leave(_), Err(failure)) => return Err(failure),
@@ -294,9 +295,9 @@ impl Worker {
             let patience = Duration::try_from_secs_f64(self.config.cluster.patience_s).unwrap_or(MEET);
             let silence = patience.max(SILENCE_MIN);
             let mesh = Mesh::new(membership)?.patient(silence);
-            let (aborter, generation) = (mesh.aborter(), assignment.generation);
+            let (aborter, generation, rank) = (mesh.aborter(), assignment.generation, assignment.rank.0);
             agent.on_abort(move || {
-                tracing::info!("{generation} is over, says the coordinator");
+                tracing::info!("{generation} is over for rank {rank}: the coordinator says so");
                 aborter.abort();
             });
             Box::new(mesh.form(&mut self.listener, silence.saturating_add(patience))?)
