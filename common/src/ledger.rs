@@ -254,11 +254,11 @@ impl Ledger {
     /// A later generation that begins further back takes the steps in between again: the run's history goes on from there.
     pub fn take(&mut self, span: &Span) -> bool {
         let last = self.generations.last().copied().unwrap_or_default();
-        let same = span.generation <= last;
-        if self.begun && same && (span.to <= self.reached || (span.from < self.reached && span.generation < last)) {
+        if self.begun && (span.generation < last || (span.generation == last && span.to <= self.reached)) {
+            // an older generation's are told before those of a later one
             return false;
         }
-        if self.begun && same && span.from < self.reached {
+        if self.begun && span.generation == last && span.from < self.reached {
             // spans that nobody heard of in time were put together with one that is known
             return self.take(&span.after(self.reached));
         }
@@ -338,6 +338,12 @@ mod tests {
         assert_eq!((ledger.reached, ledger.again, ledger.missing), (mark(8), 1, 0));
         assert!(ledger.take(&span(3, 10, 11)));
         assert_eq!((ledger.again, ledger.missing), (1, 2));
+        // a way back, and then somebody else who tells all that it remembers
+        assert!(ledger.take(&span(4, 2, 4)));
+        let known = [span(2, 5, 8), span(3, 10, 11), span(4, 2, 4)];
+        assert!(known.iter().all(|span| !ledger.take(span)));
+        assert!(ledger.take(&span(4, 4, 6)));
+        assert_eq!((ledger.reached, ledger.again, ledger.missing), (mark(6), 10, 2));
         // a resume begins anywhere
         let mut resumed = Ledger::default();
         assert!(resumed.take(&span(4, 100, 101)));
