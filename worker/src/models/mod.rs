@@ -233,8 +233,18 @@ pub fn build(config: &RunConfig, kind: Kind, device: Device) -> Box<dyn GanModel
 /// What tests of families share.
 #[cfg(test)]
 mod testing {
-    use super::{Purpose, Stream};
+    use super::{Batch, Purpose, Stream};
+    use std::ops::Range;
     use tch::{Kind, Tensor};
+
+    /// Samples of a minibatch of `total`, images of two domains: each depends on its place in the minibatch alone.
+    pub fn two_domains(samples: Range<u32>, side: u32, total: u32) -> Batch {
+        let of = |domain: u64| {
+            let images = samples.clone().map(|sample| image(1000 * (domain + 1) + u64::from(sample), side));
+            Tensor::stack(&images.collect::<Vec<_>>(), 0)
+        };
+        Batch { real: vec![of(0), of(1)], samples: samples.clone(), total }
+    }
 
     /// Bytes `[3, side, side]` that depend on `number` alone: libtorch's own generator is one for all tests that run at a time.
     pub fn image(number: u64, side: u32) -> Tensor {

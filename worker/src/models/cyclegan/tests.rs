@@ -1,5 +1,5 @@
 use super::*;
-use crate::models::testing::image;
+use crate::models::testing::two_domains;
 use common::families::cyclegan::GanLoss;
 
 const F64: (Kind, Device) = (Kind::Double, Device::Cpu);
@@ -40,12 +40,7 @@ fn draw(step: u64) -> Draw {
 }
 
 fn batch(samples: std::ops::Range<u32>) -> Batch {
-    // each sample's bytes depend on its global index alone
-    let domain = |domain: u64| {
-        let image = |sample: u32| image(1000 * (domain + 1) + u64::from(sample), SIDE);
-        Tensor::stack(&samples.clone().map(image).collect::<Vec<_>>(), 0)
-    };
-    Batch { real: vec![domain(0), domain(1)], samples, total: MINIBATCH }
+    two_domains(samples, SIDE, MINIBATCH)
 }
 
 fn loss(model: &CycleGan, phase: usize, samples: std::ops::Range<u32>) -> Loss {

@@ -1,5 +1,5 @@
 use super::*;
-use crate::models::testing::image;
+use crate::models::testing::two_domains;
 
 const F64: (Kind, Device) = (Kind::Double, Device::Cpu);
 const SIDE: u32 = 64;
@@ -33,11 +33,7 @@ fn model(g_downs: u32, direction: Direction) -> Pix2Pix {
 }
 
 fn batch(samples: std::ops::Range<u32>) -> Batch {
-    let domain = |domain: u64| {
-        let image = |sample: u32| image(1000 * (domain + 1) + u64::from(sample), SIDE);
-        Tensor::stack(&samples.clone().map(image).collect::<Vec<_>>(), 0)
-    };
-    Batch { real: vec![domain(0), domain(1)], samples, total: MINIBATCH }
+    two_domains(samples, SIDE, MINIBATCH)
 }
 
 fn loss(model: &Pix2Pix, phase: usize, samples: std::ops::Range<u32>) -> Loss {
