@@ -47,9 +47,27 @@ impl Images {
     }
 
     /// A few images of each domain to look at: those kept from training, where there are any.
-    #[must_use]
-    pub fn to_look_at(&self) -> &[Pyramid] {
+    fn to_look_at(&self) -> &[Pyramid] {
         if self.held_out.len() == self.train.len() { &self.held_out } else { &self.train }
+    }
+
+    /// How many images of each domain there are to look at.
+    #[must_use]
+    pub fn looked_at(&self) -> u32 {
+        self.to_look_at().iter().map(|set| set.count().get()).min().unwrap_or_default()
+    }
+
+    /// One of them: the middle of it, CHW.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn look(&self, domain: usize, index: u32, resolution: u32) -> Result<Vec<u8>, DataError> {
+        let set = &self.to_look_at()[domain];
+        let (mut whole, mut out) = (vec![0; image_bytes(set.resolution())], vec![0; image_bytes(resolution)]);
+        set.read(set.resolution(), index as usize, &mut whole)?;
+        let corner = (set.resolution() - resolution) as usize / 2;
+        cut(&whole, set.resolution() as usize, (corner, corner), resolution as usize, &mut out);
+        Ok(out)
     }
 
     /// Images of one pass: as many as the largest domain has.
@@ -67,7 +85,7 @@ impl Images {
         }
     }
 
-    /// Whether there are none; there always are.
+    /// Whether there are none: never.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -113,6 +131,7 @@ impl Images {
                     false => shown % set.count(),
                     true => draw(Purpose::Unpaired).below(u64::from(set.count().get())) as u32,
                 };
+                // both halves of a pair are turned and cropped alike
                 if self.pairing == Pairing::Paired {
                     (mirror, crop) = (draw(Purpose::Mirror), draw(Purpose::Crop));
                 }
@@ -136,7 +155,7 @@ impl Images {
 }
 
 /// The square of side `side` whose upper left corner is at `(left, top)`, out of planes of side `from`.
-pub(crate) fn cut(planes: &[u8], from: usize, (left, top): (usize, usize), side: usize, out: &mut [u8]) {
+fn cut(planes: &[u8], from: usize, (left, top): (usize, usize), side: usize, out: &mut [u8]) {
     for (plane, out) in planes.chunks_exact(from * from).zip(out.chunks_exact_mut(side * side)) {
         for (row, out) in plane.chunks_exact(from).skip(top).zip(out.chunks_exact_mut(side)) {
             out.copy_from_slice(&row[left..left + side]);

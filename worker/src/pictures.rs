@@ -7,8 +7,8 @@
 //! | `samples/a2b000160.png` | rows of one image: real, translated; translated back, and as the way back leaves it; or the true one |
 
 use crate::generate::{self, to_bytes};
-use crate::images::{Images, cut};
-use crate::models::{Role, patchgan};
+use crate::images::Images;
+use crate::models::{Role, blocks};
 use crate::outputs::Outputs;
 use crate::trainer::{StepError, Trainer};
 use common::seed::Purpose;
@@ -121,26 +121,9 @@ fn looked_at_by_all(trainer: &mut Trainer, images: &Images) -> Result<u32, StepE
 fn range(bytes: &[u8], resolution: u32, device: Device) -> Tensor {
     let side = i64::from(resolution);
     let bytes = Tensor::from_data_size(bytes, &[1, 3, side, side], Kind::Uint8);
-    patchgan::range(&bytes.to_device(device), Kind::Float)
+    blocks::range(&bytes.to_device(device), Kind::Float)
 }
 
 fn file(trainer: &Trainer, name: &str) -> String {
     format!("samples/{name}{:06}.png", trainer.position().images / 1000)
-}
-
-impl Images {
-    /// How many images of each domain there are to look at.
-    fn looked_at(&self) -> u32 {
-        self.to_look_at().iter().map(|set| set.count().get()).min().unwrap_or_default()
-    }
-
-    /// One of them: the middle of it, CHW.
-    fn look(&self, domain: usize, index: u32, resolution: u32) -> Result<Vec<u8>, DataError> {
-        let set = &self.to_look_at()[domain];
-        let (mut whole, mut out) = (vec![0; image_bytes(set.resolution())], vec![0; image_bytes(resolution)]);
-        set.read(set.resolution(), index as usize, &mut whole)?;
-        let corner = (set.resolution() - resolution) as usize / 2;
-        cut(&whole, set.resolution() as usize, (corner, corner), resolution as usize, &mut out);
-        Ok(out)
-    }
 }

@@ -1,5 +1,5 @@
 //! Layers that more than one family uses, or may: equalized layers, pixel norm, minibatch deviation, scaling by two; plain
-//! convolutions, instance norm, reflection.
+//! convolutions, norms of one sample, reflection, and what losses take the mean of.
 //!
 //! Conventions: NCHW, weights `[out, in, kh, kw]` or `[out, in]`. Sources are sections of Karras et al., ICLR 2018 ("PGGAN").
 
@@ -101,6 +101,21 @@ impl Norm {
 /// `by` more pixels on every side, mirrored at the edge.
 pub fn reflect(x: &Tensor, by: i64) -> Tensor {
     x.reflection_pad2d([by; 4])
+}
+
+/// One number for each sample: its mean.
+pub fn each(x: &Tensor) -> Tensor {
+    x.flatten(1, -1).mean_dim(&[1i64][..], false, None::<Kind>)
+}
+
+/// Mean absolute difference, for each sample.
+pub fn l1(one: &Tensor, other: &Tensor) -> Tensor {
+    each(&(one - other).abs())
+}
+
+/// Bytes in the networks' range [-1, 1].
+pub fn range(bytes: &Tensor, kind: Kind) -> Tensor {
+    bytes.to_kind(kind) / 127.5 - 1.0
 }
 
 /// A convolution whose weight is used as it is.

@@ -7,8 +7,8 @@
 //!
 //! Instance norm knows one sample only, so passes of several images through one network are made as one.
 
-use super::blocks::{Conv, instance_norm, reflect};
-use super::patchgan::{Judge, l1, range};
+use super::blocks::{Conv, instance_norm, l1, range, reflect};
+use super::patchgan::Judge;
 use super::{Batch, Draw, GanModel, Loss, Phase, Role, Translator, Whole, mean};
 use crate::parameters::Parameters;
 use common::families::cyclegan::{Architecture, DIRECTIONS, DOMAINS, FIRST_BLOCK};

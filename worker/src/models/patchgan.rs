@@ -3,13 +3,13 @@
 //! Its norms know one sample only: instance norm, or with a learned scale and shift, which is what batch norm is at the authors'
 //! batch of one.
 
-use super::blocks::{Norm, leaky};
+use super::blocks::{Norm, each, leaky};
 use super::{Batch, Draw};
 use crate::parameters::Parameters;
 use common::families::cyclegan::GanLoss;
 use common::families::patchgan::{Layer, PatchGan};
 use common::seed::{Purpose, Stream};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 /// Weight of the gradient penalty of `gan_loss = "wgangp"`.
 const PENALTY: f64 = 10.0;
@@ -94,19 +94,4 @@ impl Judge {
         let norm = (slope[0].flatten(1, -1) + 1e-16).norm_scalaropt_dim(2, &[1i64][..], false);
         (norm - 1.0).square() * PENALTY
     }
-}
-
-/// One number for each sample: its mean.
-pub fn each(x: &Tensor) -> Tensor {
-    x.flatten(1, -1).mean_dim(&[1i64][..], false, None::<Kind>)
-}
-
-/// Mean absolute difference, for each sample.
-pub fn l1(one: &Tensor, other: &Tensor) -> Tensor {
-    each(&(one - other).abs())
-}
-
-/// Bytes in the networks' range [-1, 1].
-pub fn range(bytes: &Tensor, kind: Kind) -> Tensor {
-    bytes.to_kind(kind) / 127.5 - 1.0
 }

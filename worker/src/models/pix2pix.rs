@@ -4,8 +4,8 @@
 //! D takes its step first, G second, both over the same pairs; what G drops is drawn for each sample and step, so that both see the
 //! same made images. Norms know one sample only: the authors' batch norm at their batch of one, at any minibatch.
 
-use super::blocks::{Norm, leaky};
-use super::patchgan::{Judge, l1, range};
+use super::blocks::{Norm, l1, leaky, range};
+use super::patchgan::Judge;
 use super::{Batch, Draw, GanModel, Loss, Phase, Role, Translator, mean};
 use crate::parameters::Parameters;
 use common::families::pix2pix::{Architecture, Direction};
