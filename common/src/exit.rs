@@ -12,7 +12,8 @@ pub enum Exit {
     Usage = 2,
     /// The experiment file, the environment or a `--set` is wrong. Nothing was started.
     Config = 3,
-    /// The training data cannot be used, and nothing was started; or images to be translated, and the others were.
+    /// The training data cannot be used, and nothing was started; or images to be translated, and the others were; or weights that were
+    /// to be imported.
     Data = 4,
     /// The checkpoint store cannot be reached, refuses, or holds no checkpoint that verifies.
     Storage = 5,

@@ -71,6 +71,19 @@ impl Growth {
         };
         Level { lod, resolution: 1 << (top - lod.floor() as u32) }
     }
+
+    /// The first images at which a network whose final resolution is `resolution` works at `at` pixels, and nothing fades in. `None`
+    /// where it never does.
+    #[must_use]
+    pub fn first_at(&self, resolution: u32, at: u32) -> Option<ImagesSeen> {
+        let grown = at.ilog2().checked_sub(self.start_resolution.ilog2())?;
+        let knee = (f64::from(grown) * (self.stable_kimg + self.fade_kimg) * 1000.0).round() as u64;
+        // a knee that lies between two images is passed at the second
+        (knee..=knee + 1).map(ImagesSeen).find(|images| {
+            let level = self.level(resolution, *images);
+            level.resolution == at && !level.fading()
+        })
+    }
 }
 
 #[cfg(test)]
@@ -138,6 +151,22 @@ mod tests {
         let growth = Growth { start_resolution: 4, stable_kimg: 1.0, fade_kimg: 0.0 };
         assert_eq!(growth.level(16, ImagesSeen(999)).resolution, 4);
         assert_eq!(growth.level(16, ImagesSeen(1000)), Level { lod: 1.0, resolution: 8 });
+    }
+
+    #[test]
+    fn the_beginning_of_a_resolution_is_found() {
+        let first = |at| paper().first_at(1024, at).map(|images| images.0);
+        assert_eq!((first(4), first(8), first(1024)), (Some(0), Some(1_200_000), Some(9_600_000)));
+        let late = Growth { start_resolution: 16, ..paper() };
+        assert_eq!((late.first_at(32, 8), late.first_at(32, 16)), (None, Some(ImagesSeen(0))));
+        assert_eq!((late.first_at(32, 32), late.first_at(32, 64)), (Some(ImagesSeen(1_200_000)), None));
+        assert_eq!(Growth::none(64).first_at(64, 64), Some(ImagesSeen(0)));
+        assert_eq!(Growth::none(64).first_at(64, 32), None);
+        let odd = Growth { start_resolution: 4, stable_kimg: 0.1, fade_kimg: 0.0333 };
+        for at in [4, 8, 16, 32] {
+            let images = odd.first_at(32, at).unwrap();
+            assert_eq!((odd.level(32, images).resolution, odd.level(32, images).fading()), (at, false), "{at}");
+        }
     }
 
     proptest::proptest! {

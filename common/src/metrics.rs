@@ -14,6 +14,37 @@ pub enum Event {
     Tick(Tick),
     /// A quality metric.
     Quality(Quality),
+    /// Something that people should know.
+    Verdict(Verdict),
+}
+
+impl Event {
+    /// Real images shown to the discriminator since the run began.
+    #[must_use]
+    pub fn images(&self) -> u64 {
+        match self {
+            Self::Tick(tick) => tick.images,
+            Self::Quality(quality) => quality.images,
+            Self::Verdict(verdict) => verdict.images,
+        }
+    }
+}
+
+/// A [`Verdict`] that ends the run: its coordinator has it stopped.
+pub const STOP: &str = "stop";
+
+/// What was found out about a run, in words for people.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// Real images shown to the discriminator since the run began.
+    pub images: u64,
+    /// What it is: `collapse`, `oscillation`, ...; or [`STOP`].
+    pub what: String,
+    /// The numbers that say so.
+    pub evidence: String,
+    /// What to try; nothing where nothing is wrong.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub advice: String,
 }
 
 /// State and averages at the end of a tick.
@@ -53,13 +84,19 @@ pub struct Tick {
     pub spent: BTreeMap<String, f64>,
 }
 
-/// Sliced Wasserstein distance and later metrics: a value per level, with the floor that equal distributions would give.
+/// A metric: a value per level, with the floor that equal distributions would give.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Quality {
     /// Real images shown to the discriminator since the run began.
     pub images: u64,
-    /// `swd`, ...
+    /// [`names`].
     pub metric: String,
+    /// What is judged: a direction of a translator, as in `a2b`. Empty where there is but one thing.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub of: String,
+    /// Network whose features are compared, where any are.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub features: String,
     /// Images compared on each side.
     pub count: u32,
     /// Resolution of the level -> value (for `swd`: x 1000).
@@ -68,6 +105,45 @@ pub struct Quality {
     /// The same for real against other real images.
     #[serde(deserialize_with = "by_resolution")]
     pub floor: BTreeMap<u32, f64>,
+    /// The same for one who does nothing: of a translation, its input; of the way back, another image of the domain.
+    #[serde(default, deserialize_with = "by_resolution", skip_serializing_if = "BTreeMap::is_empty")]
+    pub untouched: BTreeMap<u32, f64>,
+}
+
+/// Names of metrics, as they are written.
+pub mod names {
+    /// Sliced Wasserstein distance.
+    pub const SWD: &str = "swd";
+    /// Kernel distance of features.
+    pub const KID: &str = "kid";
+    /// Frechet distance of features.
+    pub const FRECHET: &str = "frechet";
+    /// Mean absolute difference after the way there and back, of values from 0 to 1.
+    pub const CYCLE: &str = "cycle_l1";
+    /// Mean absolute difference from the true image, of values from 0 to 1.
+    pub const TWIN_L1: &str = "twin_l1";
+    /// Structural similarity to the true image: 1 is equal.
+    pub const TWIN_SSIM: &str = "twin_ssim";
+    /// MS-SSIM between made images: 1 is all alike.
+    pub const DIVERSITY: &str = "ms_ssim";
+    /// Mean absolute difference between a translation and its input, of values from 0 to 1.
+    pub const CHANGE: &str = "change_l1";
+    /// Correlation of brightness between a translation and its input: -1 is a negative.
+    pub const LIKENESS: &str = "likeness";
+}
+
+impl Quality {
+    /// Mean over its levels.
+    #[must_use]
+    pub fn mean(&self) -> f64 {
+        self.levels.values().sum::<f64>() / self.levels.len().max(1) as f64
+    }
+
+    /// Whether more of it is better.
+    #[must_use]
+    pub fn grows(&self) -> bool {
+        self.metric == names::TWIN_SSIM
+    }
 }
 
 fn null_is_nan<'de, D: serde::Deserializer<'de>>(from: D) -> Result<BTreeMap<String, f64>, D::Error> {
@@ -93,8 +169,13 @@ mod tests {
             count: 4,
             levels: BTreeMap::from([(16, 1.5), (32, 2.0)]),
             floor: BTreeMap::from([(16, 0.5)]),
+            ..Quality::default()
         };
-        for event in [Event::Quality(quality), Event::Tick(Tick::default())] {
+        let of = Quality { of: "a2b".to_owned(), untouched: BTreeMap::from([(64, 0.25)]), ..quality.clone() };
+        let verdict = Verdict { images: 1, what: "stop".to_owned(), evidence: "x".to_owned(), advice: String::new() };
+        let events =
+            [Event::Quality(quality), Event::Quality(of), Event::Tick(Tick::default()), Event::Verdict(verdict)];
+        for event in events {
             let line = serde_json::to_string(&event).unwrap();
             assert_eq!(serde_json::from_str::<Event>(&line).unwrap(), event, "{line}");
         }

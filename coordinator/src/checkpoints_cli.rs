@@ -6,7 +6,7 @@
 use crate::failure::Failure;
 use crate::s3_args::S3Args;
 use clap::{Args, Subcommand};
-use common::checkpoint::{Manifest, ManifestKey};
+use common::checkpoint::{Dataset, Manifest, ManifestKey};
 use common::config::resolved::RunConfig;
 use common::exit::Exit;
 use common::growth::Level;
@@ -217,7 +217,7 @@ fn facts(run: &Run, manifest: &Manifest) -> Vec<(&'static str, String)> {
         ),
         ("optimizers", map(cursor.optimizer_steps.iter().map(|(k, v)| format!("{k} {v} steps")).collect())),
         ("best", map(cursor.best.iter().map(|(k, v)| format!("{k} {v}")).collect())),
-        ("data", format!("{} images, fingerprint {}", manifest.dataset.images, manifest.dataset.fingerprint)),
+        ("data", data(&manifest.dataset)),
         ("environment", map(manifest.environment.iter().map(|(k, v)| format!("{k} {v}")).collect())),
         ("parent", manifest.parent.map_or_else(|| "none".to_owned(), short)),
         (
@@ -233,6 +233,13 @@ fn facts(run: &Run, manifest: &Manifest) -> Vec<(&'static str, String)> {
         ),
         ("size", format!("{} in {} parts", size(manifest.bytes()), manifest.parts.len())),
     ]
+}
+
+fn data(dataset: &Dataset) -> String {
+    match dataset.is_known() {
+        true => format!("{} images, fingerprint {}", dataset.images, dataset.fingerprint),
+        false => "none yet: the weights came from elsewhere".to_owned(),
+    }
 }
 
 fn summary(config: &RunConfig) -> String {
@@ -330,7 +337,7 @@ fn pretty(json: &Json) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use common::checkpoint::{Dataset, FORMAT, Part, TrainerCursor};
+    use common::checkpoint::{FORMAT, Part, TrainerCursor};
     use common::config::resolved::S3;
     use common::config::{self, Base, Layers};
     use common::ids::Generation;

@@ -6,13 +6,14 @@ use crate::display::{Style, line};
 use crate::failure::Failure;
 use crate::launch::{Begin, Options, launch};
 use crate::operate::operate;
-use crate::origin::{Overrides, Resume};
+use crate::origin::{self, Overrides, Resume};
 use crate::plot::PlotArgs;
 use crate::report::ReportArgs;
 use crate::s3_args::S3Args;
-use crate::{checkpoints_cli, config_cli, plot, render, report, sample};
+use crate::{checkpoints_cli, config_cli, plot, render, report, trained};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use common::exit::Exit;
+use common::families::elsewhere::Format;
 use rpc::operate_request::Command as Question;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -119,6 +120,37 @@ pub enum Command {
         #[command(flatten)]
         s3: S3Args,
     },
+    /// Write the networks of a checkpoint into files that other programs load
+    Export {
+        /// URL or path of a run, or of one manifest of it
+        url: String,
+        /// Form of the files: pytorch-cyclegan or gan-zoo, for the repositories of that name; safetensors, with the same names
+        #[arg(long, value_name = "FORMAT")]
+        format: Format,
+        /// Folder for the files; nothing in it is overwritten
+        #[arg(long, value_name = "FOLDER")]
+        out: PathBuf,
+        /// How the store is reached.
+        #[command(flatten)]
+        s3: S3Args,
+    },
+    /// Make weights from another program the first checkpoint of a run: to use them, or to train on from them
+    Import {
+        /// Experiment file (TOML) of a run that has no checkpoint yet
+        experiment: PathBuf,
+        /// File of weights (.pth, .pt, .safetensors), or folder of them
+        #[arg(long, value_name = "FILE|FOLDER")]
+        from: PathBuf,
+        /// Network that the file holds, as in G_A, where its name does not say it
+        #[arg(long, value_name = "NAME")]
+        network: Option<String>,
+        /// Override a value, as in --set train.total_kimg=10; may be repeated, the last one wins
+        #[arg(long = "set", value_name = "KEY=VALUE")]
+        set: Vec<String>,
+        /// Workers at launch, as `launch` takes them
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+        workers: Option<u32>,
+    },
     /// Draw the curves of a run: resolution, distances, losses, speed
     Plot(PlotArgs),
     /// Say where a run's time went: goodput, and what every fault cost
@@ -207,9 +239,14 @@ pub async fn run(command: Command) -> Result<Exit, Failure> {
         Command::Stop(target) => ask(&target, Question::Stop(rpc::Stop::default())).await,
         Command::Scale { target, workers } => ask(&target, Question::Scale(rpc::Scale { workers })).await,
         Command::Checkpoint(target) => ask(&target, Question::Checkpoint(rpc::Checkpoint {})).await,
-        Command::Sample { url, seeds, out, s3 } => match sample::sample(&url, &seeds, &out, &s3)? {},
+        Command::Sample { url, seeds, out, s3 } => match trained::sample(&url, &seeds, &out, &s3)? {},
         Command::Translate { url, inputs, direction, out, s3 } => {
-            match sample::translate(&url, &direction, &inputs, &out, &s3)? {}
+            match trained::translate(&url, &direction, &inputs, &out, &s3)? {}
+        }
+        Command::Export { url, format, out, s3 } => match trained::export(&url, format, &out, &s3)? {},
+        Command::Import { experiment, from, network, set, workers } => {
+            let config = origin::of_import(experiment, &Overrides { set, workers }).await?;
+            match trained::import(&config, &from, network.as_deref())? {}
         }
         Command::Plot(args) => plot::plot(&args).await.map(|()| Exit::Ok),
         Command::Report(args) => report::report(&args).await.map(|()| Exit::Ok),
@@ -250,6 +287,8 @@ mod tests {
             "coordinator checkpoint toy",
             "coordinator sample /runs/toy --seeds 0-63 --out grid.png",
             "coordinator translate /runs/toy in.png more --direction a2b --out made",
+            "coordinator export /runs/toy --format pytorch-cyclegan --out weights",
+            "coordinator import a.toml --from latest_net_G.pth --network G_A --set seed=2",
             "coordinator config default",
             "coordinator report /runs/toy --json",
             "coordinator checkpoints ls /runs/toy --json",
@@ -261,6 +300,7 @@ mod tests {
             "coordinator launch",
             "coordinator launch a --plain --json",
             "coordinator launch a --workers 0",
+            "coordinator export /runs/toy --format pickle --out weights",
         ] {
             assert_eq!(Cli::try_parse_from(line.split(' ')).unwrap_err().exit_code(), 2, "{line}");
         }

@@ -19,7 +19,9 @@ use crate::supervisor::{ChildEvent, Recipe, Supervisor};
 use crate::tenure::Tenure;
 use crate::view::{self, Facts, Reported};
 use crate::wire::{Places, TEXT_MAX, cut};
+use common::config::resolved::Model;
 use common::exit::Exit;
+use common::health::Health;
 use common::ids::{Generation, ImagesSeen};
 use common::metrics;
 use coordinator_core::{
@@ -58,6 +60,8 @@ pub struct Plan {
     pub facts: Facts,
     /// JSON of the configuration, as workers get it.
     pub config: String,
+    /// Its networks: what their losses mean follows from them.
+    pub model: Model,
     /// Patience and places.
     pub policy: Policy,
     /// Between two signs of life for the workers.
@@ -125,6 +129,7 @@ pub struct Driver<'a> {
     trains_since: Option<Instant>,
     /// Local workers started so far.
     spawned: u32,
+    health: Health,
 }
 
 impl<'a> Driver<'a> {
@@ -151,6 +156,7 @@ impl<'a> Driver<'a> {
         let found = plan.facts.taken_over.then(|| cluster.generation());
         let now = Instant::now();
         Self {
+            health: Health::new(&plan.model),
             plan,
             cluster,
             sessions: BTreeMap::new(),
@@ -336,15 +342,28 @@ impl<'a> Driver<'a> {
 
     fn metric(&mut self, event: metrics::Event) {
         self.records.metric(&event);
+        let verdicts = self.health.hear(&event);
         match event {
             metrics::Event::Tick(tick) => {
                 self.reported.tick = Some(tick.clone());
                 self.show(News::Tick(Box::new(tick)));
             }
             metrics::Event::Quality(quality) => {
-                self.reported.quality.insert(quality.metric.clone(), quality.clone());
+                let name = format!("{} {}", quality.metric, quality.of).trim_end().to_owned();
+                self.reported.quality.insert(name, quality.clone());
                 self.show(News::Quality(quality));
             }
+            metrics::Event::Verdict(verdict) => {
+                let stops = verdict.what == metrics::STOP;
+                self.reported.heard(&verdict);
+                self.show(News::Verdict(verdict));
+                if stops {
+                    self.feed(Event::Operator(Command::Stop));
+                }
+            }
+        }
+        for verdict in verdicts {
+            self.metric(metrics::Event::Verdict(verdict));
         }
     }
 

@@ -79,6 +79,7 @@ pub(crate) async fn take_over(
     let plan = Plan {
         facts: facts(run, &policy, epoch, true),
         config: config.clone(),
+        model: resolved.model.clone(),
         beat: (policy.patience / 4).min(BEAT_MAX),
         orphan_patience: orphan_patience(&resolved),
         policy,

@@ -315,6 +315,7 @@ async fn begin_and_drive(
     let plan = Plan {
         facts: facts(&origin.run, &policy, epoch, false),
         config,
+        model: origin.config.model.clone(),
         beat: (policy.patience / 4).min(BEAT_MAX),
         orphan_patience: orphan_patience(&origin.config),
         policy,

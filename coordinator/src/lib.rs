@@ -20,6 +20,7 @@
 //! | [`view`], [`render`], [`display`] | what is shown: as data, as text, on which screen |
 //! | [`state`], [`operate`](mod@operate) | finding and asking the coordinator of a run on this machine |
 //! | [`plot`](mod@plot) | the curves of a run as a picture |
+//! | [`trained`] | what is done with trained networks: this process becomes a worker |
 //! | [`report`](mod@report) | where a run's time went |
 //! | [`s3_args`] | how a store is reached before a run's configuration is known |
 //! | [`config_cli`], [`checkpoints_cli`] | `config`: experiment files; `checkpoints`: what a run has stored |
@@ -46,12 +47,12 @@ pub mod records;
 pub mod render;
 pub mod report;
 pub mod s3_args;
-pub mod sample;
 pub mod server;
 pub mod signals;
 pub mod state;
 pub mod supervisor;
 pub mod takeover;
 pub mod tenure;
+pub mod trained;
 pub mod view;
 mod wire;

@@ -52,7 +52,7 @@ pub struct Origin {
     pub run: Run,
     /// The checkpoint it starts from.
     pub resume: Option<Stored>,
-    /// The images that the checkpoint was trained on.
+    /// The images that the checkpoint was trained on, if it was on any.
     pub dataset: Option<Dataset>,
     /// The last generation of its earlier parts.
     pub generation: Generation,
@@ -178,6 +178,24 @@ pub async fn of_experiment(file: PathBuf, overrides: &Overrides, resume: Option<
     }
 }
 
+/// The configuration of a run that is to begin with weights from elsewhere.
+///
+/// # Errors
+/// The experiment is wrong, the store cannot be used, or the run has checkpoints already.
+pub async fn of_import(file: PathBuf, overrides: &Overrides) -> Result<RunConfig, Failure> {
+    let config = load(file, overrides)?.resolved.config;
+    let run = Store::open(&config.checkpoint.url, &config.checkpoint.s3)?.run(&config.name)?;
+    if !run.manifests().await?.is_empty() {
+        let message = format!(
+            "the run {} has checkpoints already, and weights come in before anything else: give the new run another name",
+            run.url()
+        );
+        return Err(Failure::new(Exit::Config, message));
+    }
+    usable(&run).await?;
+    Ok(config)
+}
+
 /// The beginning of `resume`.
 ///
 /// # Errors
@@ -234,7 +252,7 @@ async fn resumed(
     let key = manifest.key();
     let resume = Some(Stored { images: key.images, manifest: key.to_string() });
     let Resolved { config, origins } = resolved;
-    let dataset = Some(manifest.dataset);
+    let dataset = Some(manifest.dataset).filter(Dataset::is_known);
     Ok(Origin { config, origins, run, resume, dataset, generation, create_only, notes })
 }
 

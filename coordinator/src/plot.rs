@@ -1,16 +1,16 @@
 //! `coordinator plot`: the curves of a run as one SVG, from its `metrics.jsonl`, wherever that is stored.
 //!
-//! Panels above each other share the axis of images seen: what the networks see (resolution and fades), distances to the
-//! real images, losses, speed. Drawing is a pure function of events; values that are not finite leave a gap.
+//! Panels above each other share the axis of images seen: what the networks see (resolution and fades), a panel for each
+//! metric, losses, speed. Drawing is a pure function of events; values that are not finite leave a gap.
 
 use crate::failure::Failure;
 use crate::s3_args::S3Args;
 use clap::Args;
 use common::exit::Exit;
-use common::metrics::{Event, Quality, Tick};
+use common::metrics::{Event, Quality, Tick, names};
 use plotters::coord::Shift;
 use plotters::prelude::*;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use storage::{StorageError, Store, resolve_run_url};
 
@@ -80,7 +80,7 @@ impl Curve {
 }
 
 struct Panel {
-    title: &'static str,
+    title: String,
     curves: Vec<Curve>,
     from_zero: bool,
 }
@@ -97,8 +97,11 @@ pub fn curves(name: &str, events: &[Event]) -> Result<String, String> {
     if ticks.is_empty() || end <= 0.0 {
         return Err("no tick has ended yet: nothing to draw".to_owned());
     }
-    let panels: Vec<Panel> = [seen(&ticks), distances(&qualities), losses(&ticks), speed(&ticks)]
-        .into_iter()
+    let metrics: BTreeSet<&str> = qualities.iter().map(|quality| quality.metric.as_str()).collect();
+    let metrics = metrics.into_iter().map(|metric| measured(metric, &qualities));
+    let panels: Vec<Panel> = std::iter::once(seen(&ticks))
+        .chain(metrics)
+        .chain([losses(&ticks), speed(&ticks)])
         .filter(|panel| panel.curves.iter().any(|curve| !curve.points.is_empty()))
         .collect();
     let mut svg = String::new();
@@ -118,7 +121,7 @@ fn kimg(images: u64) -> f64 {
 fn seen(ticks: &[&Tick]) -> Panel {
     let of = |value: fn(&Tick) -> f64| ticks.iter().map(move |t| (kimg(t.images), value(t)));
     Panel {
-        title: "log2 of the resolution, and share of the new one in the image (alpha)",
+        title: "log2 of the resolution, and share of the new one in the image (alpha)".to_owned(),
         curves: vec![
             Curve::line("log2(px)", of(|t| f64::from(t.resolution).log2())),
             Curve::line("alpha", of(|t| t.alpha)),
@@ -127,23 +130,57 @@ fn seen(ticks: &[&Tick]) -> Panel {
     }
 }
 
-/// One line for each level of each metric, and for its floor.
-fn distances(qualities: &[&Quality]) -> Panel {
-    let levels: BTreeSet<(&str, u32)> =
-        qualities.iter().flat_map(|q| q.levels.keys().map(|level| (q.metric.as_str(), *level))).collect();
+/// A metric: of each thing that it judges and each level one line, the best so far, and what it is held against.
+fn measured(metric: &str, qualities: &[&Quality]) -> Panel {
+    let of_metric = || qualities.iter().copied().filter(|quality| quality.metric == metric);
+    let judged: BTreeSet<(&str, u32)> =
+        of_metric().flat_map(|q| q.levels.keys().map(|level| (q.of.as_str(), *level))).collect();
     let mut curves = Vec::new();
-    for (metric, level) in levels {
-        let of = |value: fn(&Quality) -> &std::collections::BTreeMap<u32, f64>| {
-            qualities
-                .iter()
-                .filter(move |q| q.metric == metric)
-                .filter_map(move |q| Some((kimg(q.images), *value(q).get(&level)?)))
+    for (of, level) in judged {
+        let points = |value: fn(&Quality) -> &BTreeMap<u32, f64>| {
+            let of_level = move |q: &Quality| Some((kimg(q.images), *value(q).get(&level)?));
+            of_metric().filter(move |q| q.of == of).filter_map(of_level)
         };
-        let measured = Curve::line(&format!("{metric} {level} px"), of(|q| &q.levels));
-        let floor = Curve::line(&format!("{level} px, real to real"), of(|q| &q.floor));
-        curves.extend([Curve { dots: true, ..measured }, floor]);
+        let name = format!("{of} {level} px").trim_start().to_owned();
+        let better = if of_metric().any(Quality::grows) { f64::max } else { f64::min };
+        let best =
+            points(|q| &q.levels).filter(|point| point.1.is_finite()).scan(f64::NAN, move |best, (at, value)| {
+                *best = better(*best, value);
+                Some((at, *best))
+            });
+        curves.push(Curve { dots: true, ..Curve::line(&name, points(|q| &q.levels)) });
+        if is_distance(metric) {
+            curves.push(Curve::line(&format!("{name}, best so far"), best));
+        }
+        curves.push(Curve::line(&format!("{name}, real to real"), points(|q| &q.floor)));
+        curves.push(Curve::line(&format!("{name}, nothing done"), points(|q| &q.untouched)));
     }
-    Panel { title: "distance to the real images (swd: x 1000)", curves, from_zero: true }
+    curves.retain(|curve| !curve.points.is_empty());
+    let features = of_metric().map(|q| q.features.as_str()).find(|name| !name.is_empty());
+    let features = features.map_or_else(String::new, |name| format!(" ({name})"));
+    Panel { title: format!("{}{features}", title(metric)), curves, from_zero: true }
+}
+
+/// Whether a metric says what is better.
+fn is_distance(metric: &str) -> bool {
+    ![names::DIVERSITY, names::CHANGE, names::LIKENESS].contains(&metric)
+}
+
+/// A metric in words.
+fn title(metric: &str) -> String {
+    let words = match metric {
+        names::SWD => "sliced Wasserstein distance to the real images, x 1000",
+        names::KID => "kernel distance of features to the real images (KID)",
+        names::FRECHET => "Frechet distance of features to the real images",
+        names::CYCLE => "mean absolute difference, there and back",
+        names::TWIN_L1 => "mean absolute difference from the true image",
+        names::TWIN_SSIM => "structural similarity to the true image (1 is equal)",
+        names::DIVERSITY => "MS-SSIM between made images (1 is all alike)",
+        names::CHANGE => "mean absolute difference between translation and input",
+        names::LIKENESS => "correlation of brightness between translation and input",
+        other => other,
+    };
+    words.to_owned()
 }
 
 fn losses(ticks: &[&Tick]) -> Panel {
@@ -152,12 +189,12 @@ fn losses(ticks: &[&Tick]) -> Panel {
     let of =
         |name: &String| ticks.iter().filter_map(|t| Some((kimg(t.images), *t.stats.get(name)?))).collect::<Vec<_>>();
     let curves = names.into_iter().map(|name| Curve::line(name, of(name).into_iter())).collect();
-    Panel { title: "losses, means over a tick", curves, from_zero: false }
+    Panel { title: "losses, means over a tick".to_owned(), curves, from_zero: false }
 }
 
 fn speed(ticks: &[&Tick]) -> Panel {
     let rates = ticks.iter().map(|t| (kimg(t.images), t.img_per_sec));
-    Panel { title: "images per second", curves: vec![Curve::line("img/s", rates)], from_zero: true }
+    Panel { title: "images per second".to_owned(), curves: vec![Curve::line("img/s", rates)], from_zero: true }
 }
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
@@ -178,7 +215,7 @@ fn draw_panel(place: &Area<'_>, panel: &Panel, end: f64) -> Result<(), DrawingAr
     let least = if panel.from_zero { least.min(0.0) } else { least };
     let margin = ((most - least) * 0.05).max(1e-9);
     let mut chart = ChartBuilder::on(place)
-        .caption(panel.title, ("sans-serif", 14))
+        .caption(&panel.title, ("sans-serif", 14))
         .margin(6)
         .x_label_area_size(30)
         .y_label_area_size(55)
@@ -205,7 +242,6 @@ fn draw_panel(place: &Area<'_>, panel: &Panel, end: f64) -> Result<(), DrawingAr
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeMap;
 
     fn tick(images: u64, loss: f64) -> Event {
         let stats = BTreeMap::from([("loss/d".to_owned(), loss), ("score/real".to_owned(), 1.0)]);
@@ -220,9 +256,26 @@ mod tests {
             count: 4,
             levels: BTreeMap::from([(16, 30.0)]),
             floor: BTreeMap::from([(16, 10.0)]),
+            ..Quality::default()
         };
-        let svg = curves("faces", &[tick(1000, 3.0), tick(2000, -1.0), Event::Quality(quality)]).unwrap();
-        for word in ["faces", "swd 16 px", "16 px, real to real", "loss/d", "img/s", "alpha", "kimg"] {
+        let kid = |images, value| {
+            let levels = BTreeMap::from([(64, value)]);
+            let (metric, of, features) = (names::KID.to_owned(), "a2b".to_owned(), "net".to_owned());
+            Event::Quality(Quality { images, metric, of, features, levels, ..Quality::default() })
+        };
+        let events = [tick(1000, 3.0), tick(2000, -1.0), Event::Quality(quality), kid(1000, 0.2), kid(2000, 0.1)];
+        let svg = curves("faces", &events).unwrap();
+        for word in [
+            "faces",
+            "Wasserstein",
+            "16 px, real to real",
+            "loss/d",
+            "img/s",
+            "alpha",
+            "kimg",
+            "a2b 64 px, best so far",
+            "(net)",
+        ] {
             assert!(svg.contains(word), "{word}");
         }
         assert!(!svg.contains("score/real") && !svg.contains("NaN") && !svg.contains("inf"));

@@ -193,11 +193,7 @@ async fn earlier(run: &Run, name: &str) -> Result<Bytes, Failure> {
 
 /// The lines of events up to `resume`, without any that cannot be read: a copy may have been cut short.
 fn kept(text: &str, resume: ImagesSeen) -> String {
-    let images = |line: &str| match serde_json::from_str(line) {
-        Ok(Event::Tick(tick)) => Some(tick.images),
-        Ok(Event::Quality(quality)) => Some(quality.images),
-        Err(_) => None,
-    };
+    let images = |line: &str| serde_json::from_str::<Event>(line).ok().map(|event| event.images());
     text.lines().filter(|line| images(line).is_some_and(|images| images <= resume.0)).fold(
         String::new(),
         |mut kept, line| {
@@ -297,13 +293,8 @@ mod tests {
         second.metric(&tick(20));
         second.finish().await;
         let metrics = stored(&run, METRICS).await;
-        let images: Vec<u64> = metrics
-            .lines()
-            .map(|line| match serde_json::from_str(line).unwrap() {
-                Event::Tick(tick) => tick.images,
-                Event::Quality(_) => panic!("no quality was recorded"),
-            })
-            .collect();
+        let images: Vec<u64> =
+            metrics.lines().map(|line| serde_json::from_str::<Event>(line).unwrap().images()).collect();
         assert_eq!(images, [10, 20]);
         assert_eq!(stored(&run, LOG).await, "[c] begun\n[0] resumed\n");
     }

@@ -8,7 +8,7 @@ use crate::report;
 use crate::view::{Status, Worker};
 use common::exit::Exit;
 use common::ledger::Ledger;
-use common::metrics::{Quality, Tick};
+use common::metrics::{Quality, Tick, Verdict, names};
 use coordinator_core::{Outcome, Reason, Stored};
 use serde_json::{Value, json};
 use std::fmt::Write;
@@ -72,6 +72,8 @@ pub enum News {
     Tick(Box<Tick>),
     /// A quality metric.
     Quality(Quality),
+    /// What was found out about the training.
+    Verdict(Verdict),
     /// A checkpoint is committed.
     Checkpoint {
         /// Which.
@@ -135,6 +137,7 @@ pub fn plain(news: &News) -> Option<String> {
         News::Decision(reason) => reason.to_string(),
         News::Tick(tick) => tick_line(tick),
         News::Quality(quality) => quality_line(quality),
+        News::Verdict(verdict) => verdict_line(verdict),
         News::Checkpoint { stored, bytes, stall_seconds, seconds } => format!(
             "checkpoint {} at {}: {} written in {seconds:.1} s, training stood still for {:.0} ms",
             stored.manifest,
@@ -172,6 +175,7 @@ pub fn json(news: &News) -> Value {
         News::Progress(status) => json!({"event": "progress", "status": status}),
         News::Tick(tick) => json!({"event": "tick", "tick": tick}),
         News::Quality(quality) => json!({"event": "quality", "quality": quality}),
+        News::Verdict(verdict) => json!({"event": "verdict", "verdict": verdict}),
         News::Checkpoint { stored, bytes, stall_seconds, seconds } => json!({
             "event": "checkpoint", "manifest": stored.manifest, "images": stored.images, "bytes": bytes,
             "stall_seconds": stall_seconds, "seconds": seconds,
@@ -235,6 +239,9 @@ pub fn status(status: &Status) -> String {
     if let Some(alarm) = &status.alarm {
         let _ = writeln!(text, "warning: {alarm}");
     }
+    for verdict in &status.health {
+        let _ = writeln!(text, "{}", verdict_line(verdict));
+    }
     for worker in &status.workers {
         let rank = worker.rank.map_or("-".into(), |rank| rank.to_string());
         let pid = worker.pid.map_or(String::new(), |pid| format!(", process {pid}"));
@@ -283,14 +290,34 @@ fn tick_line(tick: &Tick) -> String {
 }
 
 fn quality_line(quality: &Quality) -> String {
-    let mut text = format!("{} at {}:", quality.metric, kimg(quality.images));
+    let mut text = quality.metric.clone();
+    if !quality.of.is_empty() {
+        let _ = write!(text, " {}", quality.of);
+    }
+    if !quality.features.is_empty() {
+        let _ = write!(text, " ({})", quality.features);
+    }
+    let _ = write!(text, " at {}:", kimg(quality.images));
+    let digits = if quality.metric == names::SWD { 2 } else { 4 };
     for (resolution, value) in &quality.levels {
-        let _ = write!(text, "  {resolution}: {value:.2}");
-        if let Some(floor) = quality.floor.get(resolution) {
-            let _ = write!(text, " (floor {floor:.2})");
+        let _ = write!(text, "  {resolution}: {value:.digits$}");
+        let beside = [("floor", &quality.floor), ("untouched", &quality.untouched)];
+        let beside = beside.into_iter().filter_map(|(name, of)| Some((name, of.get(resolution)?)));
+        let beside: Vec<String> = beside.map(|(name, value)| format!("{name} {value:.digits$}")).collect();
+        if !beside.is_empty() {
+            let _ = write!(text, " ({})", beside.join(", "));
         }
     }
     text
+}
+
+fn verdict_line(Verdict { images, what, evidence, advice }: &Verdict) -> String {
+    let at = kimg(*images);
+    if advice.is_empty() {
+        format!("{what} at {at}: {evidence}")
+    } else {
+        format!("warning: {what} at {at}: {evidence}. Try: {advice}")
+    }
 }
 
 fn ended(outcome: &Outcome, last_lines: &[String], advice: Option<&str>) -> String {
@@ -488,9 +515,26 @@ newest checkpoint: manifests/000000020000-000001.json (20.0 kimg)
             count: 100,
             levels: [(16, 12.0), (32, 20.5)].into(),
             floor: [(16, 3.0)].into(),
+            ..Quality::default()
         };
         let text = plain(&News::Quality(quality)).unwrap();
         assert_eq!(text, "swd at 60.0 kimg:  16: 12.00 (floor 3.00)  32: 20.50");
+        let (metric, of, features) = (names::KID.into(), "a2b".into(), "net".into());
+        let levels = [(64, 0.0812)].into();
+        let (floor, untouched) = ([(64, 0.001)].into(), [(64, 0.13)].into());
+        let quality = Quality { images: 500, metric, of, features, count: 9, levels, floor, untouched };
+        let text = plain(&News::Quality(quality)).unwrap();
+        assert_eq!(text, "kid a2b (net) at 0.5 kimg:  64: 0.0812 (floor 0.0010, untouched 0.1300)");
+    }
+
+    #[test]
+    fn a_verdict_says_what_to_try() {
+        let (what, evidence) = ("collapse".to_owned(), "all alike".to_owned());
+        let verdict = Verdict { images: 2000, what, evidence, advice: "something else".to_owned() };
+        let text = plain(&News::Verdict(verdict.clone())).unwrap();
+        assert_eq!(text, "warning: collapse at 2.0 kimg: all alike. Try: something else");
+        let status = Status { health: vec![verdict], ..running() };
+        assert!(super::status(&status).contains("warning: collapse at 2.0 kimg"));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Pure: a function of the cluster and of what the run reported.
 
-use common::metrics::{Quality, Tick};
+use common::metrics::{Quality, Tick, Verdict};
 use coordinator_core::{Cluster, Link, Phase, Process, Stored};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -45,6 +45,9 @@ pub struct Status {
     /// What people should look after, although training goes on.
     #[serde(default)]
     pub alarm: Option<String>,
+    /// What was found out about the training last.
+    #[serde(default)]
+    pub health: Vec<Verdict>,
     /// Why the run ended, once it did.
     pub verdict: Option<String>,
 }
@@ -94,6 +97,20 @@ pub struct Reported {
     pub quality: BTreeMap<String, Quality>,
     /// What people should look after.
     pub alarm: Option<String>,
+    /// What was found out about the training, the last few.
+    pub health: Vec<Verdict>,
+}
+
+/// Verdicts that are remembered to be shown.
+const VERDICTS: usize = 8;
+
+impl Reported {
+    /// Takes in a verdict.
+    pub fn heard(&mut self, verdict: &Verdict) {
+        self.health.push(verdict.clone());
+        let old = self.health.len().saturating_sub(VERDICTS);
+        self.health.drain(..old);
+    }
 }
 
 /// The status of a run.
@@ -139,6 +156,7 @@ pub fn status(facts: &Facts, cluster: &Cluster, reported: &Reported) -> Status {
         checkpoint_images: cluster.newest().map(|stored| stored.images.0),
         tick: reported.tick.clone(),
         quality: reported.quality.clone(),
+        health: reported.health.clone(),
         workers,
         epoch: facts.epoch,
         taken_over: facts.taken_over,

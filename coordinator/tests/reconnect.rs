@@ -1,7 +1,7 @@
 //! A worker behind a network that breaks: it comes back to its place, and nothing it reported is lost or counted twice.
 
 use agent::{Agent, JoinInfo, Next, Stored, Trouble};
-use common::config::resolved::S3;
+use common::config::resolved::{RunConfig, S3};
 use common::exit::Exit;
 use common::ids::{Generation, ImagesSeen};
 use common::metrics::{Event, Tick};
@@ -50,12 +50,12 @@ async fn relay(to: SocketAddr, mut breaks: mpsc::Receiver<()>) -> SocketAddr {
     address
 }
 
-fn config() -> String {
+fn config() -> RunConfig {
     let text = "name = \"toy\"\n[data]\nsource = \"images\"\n[train]\ntotal_kimg = 3\n[cluster]\npatience = \"5s\"\n";
     let folder = std::path::Path::new("/");
     let base = common::config::Base::File { path: "toy.toml", text, folder };
     let layers = common::config::Layers { base, env: &[], set: &[], working_dir: folder };
-    serde_json::to_string(&common::config::resolve(&layers, 1).unwrap().config).unwrap()
+    common::config::resolve(&layers, 1).unwrap().config
 }
 
 /// What the worker does, on a thread of its own.
@@ -94,7 +94,8 @@ async fn drive(folder: &Path, run: Run, records: &mut Records) -> Outcome {
             epoch: 1,
             taken_over: false,
         },
-        config: config(),
+        config: serde_json::to_string(&config()).unwrap(),
+        model: config().model,
         policy: Policy {
             workers: 1,
             min_workers: 1,
@@ -149,7 +150,7 @@ async fn every_report_counts_once_over_a_network_that_breaks() {
         .lines()
         .map(|line| match serde_json::from_str(line).unwrap() {
             Event::Tick(tick) => tick.images,
-            Event::Quality(_) => panic!("no quality was reported"),
+            other => panic!("{other:?} was reported"),
         })
         .collect();
     assert_eq!(images, (1..=TICKS).map(|number| number * 100).collect::<Vec<_>>());

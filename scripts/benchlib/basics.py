@@ -17,6 +17,10 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 TORCH = "2.11.0"
 # the newest that runs with this release of PyTorch
 TORCHFT = "2026.10.26"
+# reads and writes weights in tests
+SAFETENSORS = "0.8.0"
+HAS_TORCH = f"import numpy, torch; assert torch.__version__.split('+')[0] == '{TORCH}'"
+HAS_SAFETENSORS = f"import safetensors.torch, importlib.metadata as m; assert m.version('safetensors') == '{SAFETENSORS}'"
 PATIENCE_SECONDS = 1800
 
 
@@ -71,14 +75,20 @@ class Others:
         return max(0.0, (busy_now - busy_then) / ((now - then) * os.cpu_count()))
 
 
-def peer_python(torchft=False):
-    """The Python that can import the peer's PyTorch, laid where it is missing; `torchft` is added when it is first asked for."""
+def peer_place():
+    """Where the Python of the peers lies, or will."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     folder = pathlib.Path(os.environ.get("GANFLEET_CACHE") or os.path.join(home, "ganfleet")) / "bench-venv"
-    python = folder / "bin" / "python3"
+    return folder / "bin" / "python3"
+
+
+def peer_python(torchft=False, safetensors=False):
+    """The Python that can import the peer's PyTorch, laid where it is missing; `torchft` and `safetensors` are added when they are
+    first asked for."""
+    python = peer_place()
+    folder = python.parent.parent
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    version = f"import numpy, torch; assert torch.__version__.split('+')[0] == '{TORCH}'"
-    if not imports(python, version):
+    if not imports(python, HAS_TORCH):
         say(f"fetching PyTorch {TORCH} for the peer (about 5 GB on disk)")
         shutil.rmtree(folder, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
@@ -87,6 +97,9 @@ def peer_python(torchft=False):
     if torchft and not imports(python, version):
         say(f"fetching torchft {TORCHFT}")
         subprocess.run(pip + [f"torch=={TORCH}", f"torchft-nightly=={TORCHFT}"], check=True)
+    if safetensors and not imports(python, HAS_SAFETENSORS):
+        say(f"fetching safetensors {SAFETENSORS}")
+        subprocess.run(pip + [f"safetensors=={SAFETENSORS}"], check=True)
     return python
 
 

@@ -41,6 +41,37 @@ pub fn domains(folder: &Path, side: u32) {
     }
 }
 
+/// A soft spot of the second colour on the first, whose place and size depend on `number`.
+fn blob(number: u32, side: u32, [ground, spot]: [[u8; 3]; 2]) -> Vec<[u8; 3]> {
+    let place = |n: u32| (n % 5) as f32 / 4.0 * 0.7 + 0.15;
+    let (x, y, size) = (place(number), place(number / 5 + 2 * number), 0.1 + 0.05 * (number % 3) as f32);
+    let at = |i: u32| {
+        let (dx, dy) = ((i % side) as f32 / side as f32 - x, (i / side) as f32 / side as f32 - y);
+        let share = (-(dx * dx + dy * dy) / (2.0 * size * size)).exp();
+        std::array::from_fn(|c| (f32::from(ground[c]) + share * (f32::from(spot[c]) - f32::from(ground[c]))) as u8)
+    };
+    (0..side * side).map(at).collect()
+}
+
+/// Two domains in `folder` that show the same things in other colours: 24 images of each to train with, 8 twins to test with. Where
+/// `repeated`, those of B are all one.
+///
+/// # Panics
+/// When the folder cannot be written.
+pub fn two_hands(folder: &Path, side: u32, repeated: bool) {
+    let palettes = [[[30, 40, 120], [240, 200, 60]], [[70, 30, 40], [150, 240, 200]]];
+    for (name, numbers) in [("trainA", 0..24), ("trainB", 24..48), ("testA", 48..56), ("testB", 48..56)] {
+        let place = folder.join(name);
+        std::fs::create_dir_all(&place).expect("a folder for images");
+        for number in numbers {
+            let shown = if repeated && name.ends_with('B') { 24 } else { number };
+            let drawn = blob(shown, side, palettes[usize::from(name.ends_with('B'))]);
+            std::fs::write(place.join(format!("{number:03}.png")), encoded(&drawn, side, side))
+                .expect("an image is written");
+        }
+    }
+}
+
 /// 20 images in `folder/train` whose left half belongs to their right one, and 3 in `folder/val`.
 ///
 /// # Panics

@@ -13,6 +13,7 @@ pub mod launched;
 pub mod machine;
 pub mod moments;
 pub mod processes;
+pub mod python;
 pub mod relay;
 pub mod s3;
 pub mod sources;

@@ -21,6 +21,16 @@ pub fn threads(config: &RunConfig, peers: &[SocketAddr], rank: u32) -> u32 {
     (cores / neighbours).max(1)
 }
 
+/// Where what can be made or fetched again lies: `$GANFLEET_CACHE`, else `ganfleet` in the user's cache folder; `None` where neither is
+/// known.
+#[must_use]
+pub fn cache_folder() -> Option<PathBuf> {
+    let from = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    from("GANFLEET_CACHE")
+        .or_else(|| from("XDG_CACHE_HOME").map(|folder| folder.join("ganfleet")))
+        .or_else(|| from("HOME").map(|folder| folder.join(".cache/ganfleet")))
+}
+
 /// Where libraries that are loaded at run time may lie, libtorch's CUDA half and NCCL: beside the binary in a package, or in the
 /// set-up's view.
 #[must_use]

@@ -1,9 +1,10 @@
 //! How a worker can fail, each with its exit code: what the coordinator shows and a job script reads.
 
 use crate::checkpoint::FinishError;
-use crate::evaluate::EvaluateError;
+use crate::evaluate::{EvaluateError, FeaturesError};
 use crate::input::InputError;
 use crate::trainer::StepError;
+use crate::weights::WeightsError;
 use agent::Trouble;
 use collective::{CollectiveError, How};
 use common::exit::Exit;
@@ -32,6 +33,9 @@ pub enum Failure {
     /// Images that were to be made into others cannot be.
     #[error("{0} could not be translated")]
     UnusableImages(String),
+    /// A file of weights cannot be used, or written.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
     /// This worker's store is not the run's.
     #[error("{0}")]
     OtherStore(String),
@@ -56,6 +60,9 @@ pub enum Failure {
     /// A metric could not be computed.
     #[error(transparent)]
     Evaluate(#[from] EvaluateError),
+    /// The network whose features are compared cannot be used.
+    #[error(transparent)]
+    Features(#[from] FeaturesError),
     /// The last state is not stored.
     #[error(transparent)]
     Finish(#[from] FinishError),
@@ -114,15 +121,17 @@ impl Failure {
         match self {
             Self::Agent(error) => error.exit(),
             Self::Unreachable { .. } => Exit::Network,
-            Self::Usage(_) => Exit::Usage,
-            Self::Data(_) | Self::Input(_) | Self::OtherImages(_) | Self::UnusableImages(_) => Exit::Data,
+            Self::Usage(_) | Self::Weights(WeightsError::Exists { .. } | WeightsError::Io { .. }) => Exit::Usage,
+            Self::Weights(_) | Self::Data(_) | Self::Input(_) | Self::OtherImages(_) | Self::UnusableImages(_) => {
+                Exit::Data
+            }
             Self::Storage(_) | Self::OtherStore(_) | Self::Restore(_) | Self::Finish(FinishError::NotStored { .. }) => {
                 Exit::Storage
             }
             Self::Dismissed | Self::Collective(_) => Exit::WorkerLost,
             _ if self.of_the_ranks().is_some() => Exit::WorkerLost,
             Self::Diverged(_) => Exit::Diverged,
-            Self::Unsupported(_) | Self::Limit(_) => Exit::Config,
+            Self::Unsupported(_) | Self::Limit(_) | Self::Features(_) => Exit::Config,
             Self::Step(_) | Self::Finish(_) | Self::Evaluate(_) | Self::Io { .. } => Exit::Internal,
         }
     }

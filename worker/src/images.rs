@@ -7,6 +7,7 @@ use common::config::resolved::RunConfig;
 use common::families::Pairing;
 use common::seed::{Purpose, Stream};
 use data::{DataError, Order, Pyramid, View, image_bytes};
+use std::collections::HashMap;
 use std::num::NonZeroU32;
 use std::ops::Range;
 
@@ -51,6 +52,27 @@ impl Images {
         if self.held_out.len() == self.train.len() { &self.held_out } else { &self.train }
     }
 
+    /// Those of one domain.
+    #[must_use]
+    pub fn shown(&self, domain: usize) -> &Pyramid {
+        &self.to_look_at()[domain]
+    }
+
+    /// For each of the first `count` images of `source` that are looked at, the one of the other domain whose file has the same name,
+    /// where there is one among as many.
+    #[must_use]
+    pub fn twins(&self, source: usize, count: u32) -> Vec<Option<u32>> {
+        let stem = |set: &Pyramid, index: u32| {
+            let name = set.name(index as usize).unwrap_or_default();
+            let file = name.rsplit('/').next().unwrap_or_default();
+            file.rsplit_once('.').map_or(file, |(stem, _)| stem).to_owned()
+        };
+        let (from, to) = (self.shown(source), self.shown(1 - source));
+        let known: HashMap<String, u32> =
+            (0..count.min(to.count().get())).map(|index| (stem(to, index), index)).collect();
+        (0..count).map(|index| known.get(&stem(from, index)).copied()).collect()
+    }
+
     /// How many images of each domain there are to look at.
     #[must_use]
     pub fn looked_at(&self) -> u32 {
@@ -62,7 +84,7 @@ impl Images {
     /// # Errors
     /// When it cannot be read.
     pub fn look(&self, domain: usize, index: u32, resolution: u32) -> Result<Vec<u8>, DataError> {
-        let set = &self.to_look_at()[domain];
+        let set = self.shown(domain);
         let (mut whole, mut out) = (vec![0; image_bytes(set.resolution())], vec![0; image_bytes(resolution)]);
         set.read(set.resolution(), index as usize, &mut whole)?;
         let corner = (set.resolution() - resolution) as usize / 2;

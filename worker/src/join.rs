@@ -6,6 +6,7 @@
 use crate::chaos::Ordeal;
 use crate::checkpoint::{self, Checkpoints, FinishError, Identity};
 use crate::communicator::Communicator;
+use crate::evaluate::{Evaluator, Features};
 use crate::failure::Failure;
 use crate::gpus;
 use crate::images::Images;
@@ -20,7 +21,7 @@ use crate::{alike, environment, limits, prepare};
 use agent::{Activity, Agent, Assignment, JoinInfo, Next, Notice, Progress, Seat, Trouble};
 use collective::{Collective, Listener, Membership, Mesh, Solo};
 use common::checkpoint::{Dataset, ManifestKey, TrainerCursor};
-use common::config::resolved::{Backend, Determinism, Precision, RunConfig};
+use common::config::resolved::{Backend, Determinism, Model, Precision, RunConfig};
 use common::exit::Exit;
 use common::ids::{Generation, ImagesSeen};
 use common::ledger::Class;
@@ -86,6 +87,7 @@ struct Worker {
     runtime: Arc<Runtime>,
     run: storage::Run,
     images: Arc<Images>,
+    evaluator: Evaluator,
     dataset: Dataset,
     input: Input,
     trainer: Trainer,
@@ -124,11 +126,13 @@ impl Worker {
         agent.look_up(coordinator_of(&runtime, &run));
         agent.progress(Progress { activity: Activity::Data, ..Progress::default() });
         let images = Arc::new(prepare::images(&config, &|_| ())?.images);
+        let features = Features::of(&config.metrics, device)?;
         let dataset = Dataset { fingerprint: images.fingerprint(), images: images.len() as u64 };
         let identity =
             Identity { generation: Generation(0), writer, dataset: dataset.clone(), environment: BTreeMap::new() };
         Ok(Self {
             input: Input::new(Arc::clone(&images)),
+            evaluator: Evaluator::new(Arc::clone(&images), features),
             checkpoints: Checkpoints::new(Arc::clone(&runtime), run.clone(), identity, None),
             trainer: build(&config, device).with_ordeal(ordeal.clone()),
             ordeal,
@@ -235,6 +239,7 @@ impl Worker {
             checkpoints: &mut self.checkpoints,
             outputs: Outputs::new(Arc::clone(&self.runtime), self.run.clone(), rank == 0),
             images: Arc::clone(&self.images),
+            evaluator: &mut self.evaluator,
         };
         let (ending, carried) = run::train(&mut self.trainer, &mut parts, Some(carried));
         (self.carried, self.left) = (Some(carried), Some(Instant::now()));
@@ -377,7 +382,13 @@ fn build(config: &RunConfig, device: Device) -> Trainer {
 fn supported(config: &RunConfig, device: Device) -> Result<(), Failure> {
     let no = |what: &str| Err(Failure::Unsupported(what.to_owned()));
     match (config.train.precision, device) {
-        (Precision::Bf16, _) => return no("train.precision = \"bf16\" is not built yet; use \"fp32\" or \"tf32\""),
+        // their layers are ours, and know single precision only
+        (Precision::Bf16, _) if !matches!(config.model, Model::CycleGan(_) | Model::Pix2Pix(_)) => {
+            let family = config.model.family();
+            return no(&format!(
+                "train.precision = \"bf16\" is not built yet for \"{family}\"; use \"fp32\" or \"tf32\""
+            ));
+        }
         (Precision::Tf32, Device::Cpu) => return no("train.precision = \"tf32\" needs a GPU; use \"fp32\""),
         _ => {}
     }
@@ -442,7 +453,7 @@ fn tell_differences(
     dataset: &Dataset,
     environment: &std::collections::BTreeMap<String, String>,
 ) {
-    if manifest.dataset.fingerprint != dataset.fingerprint {
+    if manifest.dataset.is_known() && manifest.dataset.fingerprint != dataset.fingerprint {
         tracing::warn!(
             "the training images differ from those of the checkpoint ({} images then, {} now): what follows is another run",
             manifest.dataset.images,

@@ -10,7 +10,7 @@ use std::io::Write;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use worker::failure::Failure;
-use worker::{environment, join, prepare, sample, translate};
+use worker::{environment, export, import, join, prepare, sample, translate};
 
 #[derive(Parser)]
 #[command(name = "worker", version, about = "One training process of a Ganfleet run")]
@@ -61,6 +61,32 @@ enum Command {
         #[arg(long, value_name = "JSON")]
         s3: Option<String>,
     },
+    /// Write the networks of a checkpoint into files that other programs load.
+    Export {
+        /// A run or one of its checkpoints.
+        url: String,
+        /// Form of the files, as in pytorch-cyclegan.
+        #[arg(long)]
+        format: String,
+        /// Folder to write to.
+        #[arg(long)]
+        out: PathBuf,
+        /// How an S3-compatible store is reached: `checkpoint.s3` of a resolved configuration (JSON).
+        #[arg(long, value_name = "JSON")]
+        s3: Option<String>,
+    },
+    /// Make weights that others have trained the first checkpoint of a run.
+    Import {
+        /// The run's resolved configuration (JSON).
+        #[arg(long, value_name = "JSON")]
+        config: String,
+        /// A file of weights, or a folder of them.
+        #[arg(long)]
+        from: PathBuf,
+        /// Network that the file holds, where its name does not say it.
+        #[arg(long)]
+        network: Option<String>,
+    },
 }
 
 fn main() {
@@ -90,6 +116,12 @@ fn main() {
         Command::Translate { url, inputs, direction, out, s3 } => s3_settings(s3.as_deref())
             .and_then(|s3| translate::translate(&url, &direction, &inputs, &out, &s3))
             .map(|()| Exit::Ok),
+        Command::Export { url, format, out, s3 } => {
+            s3_settings(s3.as_deref()).and_then(|s3| export::export(&url, &format, &out, &s3)).map(|()| Exit::Ok)
+        }
+        Command::Import { config, from, network } => {
+            import::import(&config, &from, network.as_deref()).map(|()| Exit::Ok)
+        }
     };
     let exit = outcome.unwrap_or_else(|failure| {
         tracing::error!("{failure}");

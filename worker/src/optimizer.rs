@@ -12,6 +12,8 @@ use tch::{Device, Kind, Tensor, no_grad};
 #[derive(Debug)]
 pub struct Optimizer {
     constants: Adam,
+    /// What the learning rate is multiplied by.
+    rate: f64,
     first: Parameters,
     second: Parameters,
     /// One float on the device: one count for all parameters, as in the authors' code.
@@ -19,10 +21,11 @@ pub struct Optimizer {
 }
 
 impl Optimizer {
-    /// Fresh, for `parameters`.
+    /// Fresh, for the `parameters` of `module`.
     #[must_use]
-    pub fn new(constants: Adam, parameters: &Parameters, device: Device) -> Self {
+    pub fn new(constants: Adam, module: &str, parameters: &Parameters, device: Device) -> Self {
         Self {
+            rate: constants.rate_of(module),
             constants,
             first: parameters.zeros_like(),
             second: parameters.zeros_like(),
@@ -58,7 +61,7 @@ impl Optimizer {
             let _counted = self.steps.g_add_(&taken);
         });
         let adam = AdamConstants {
-            learning_rate: stage.learning_rate,
+            learning_rate: stage.learning_rate * self.rate,
             beta1: self.constants.beta1,
             beta2: self.constants.beta2,
             epsilon: self.constants.epsilon,

@@ -110,7 +110,7 @@ fn translations(
 }
 
 /// Images to look at that every rank has: nobody compared those that are not trained on.
-fn looked_at_by_all(trainer: &mut Trainer, images: &Images) -> Result<u32, StepError> {
+pub(crate) fn looked_at_by_all(trainer: &mut Trainer, images: &Images) -> Result<u32, StepError> {
     let mine = images.looked_at().to_le_bytes().to_vec();
     let all = trainer.communicator().gather(mine)?;
     let count = |bytes: Vec<u8>| bytes.try_into().map_or(0, u32::from_le_bytes);
@@ -118,7 +118,7 @@ fn looked_at_by_all(trainer: &mut Trainer, images: &Images) -> Result<u32, StepE
 }
 
 /// Bytes of one image as the networks' range, `[1, 3, r, r]`.
-fn range(bytes: &[u8], resolution: u32, device: Device) -> Tensor {
+pub(crate) fn range(bytes: &[u8], resolution: u32, device: Device) -> Tensor {
     let side = i64::from(resolution);
     let bytes = Tensor::from_data_size(bytes, &[1, 3, side, side], Kind::Uint8);
     blocks::range(&bytes.to_device(device), Kind::Float)

@@ -1,17 +1,23 @@
 //! `worker prepare`: the training images of a run made ready, with progress as JSON lines for the coordinator to show.
 
+use crate::environment;
+use crate::evaluate::Features;
 use crate::failure::Failure;
 use crate::images::{Images, domains};
 use common::config::resolved::RunConfig;
 use common::families::Pairing;
 use data::{DataError, Prepared, Progress, Pyramid, Request, Skipped, View, prepare};
 use std::io::{Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
+use storage::Store;
+use tch::Device;
 
 /// Shortest time between two lines of progress.
 const EVERY: Duration = Duration::from_millis(100);
+/// How the names of images end.
+const IMAGES: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
 /// Largest configuration that is read.
 const CONFIG_MAX: u64 = 1 << 20;
 
@@ -28,6 +34,8 @@ pub fn from_stdin() -> Result<(), Failure> {
     std::io::stdin().take(CONFIG_MAX).read_to_string(&mut text).map_err(io("read the configuration"))?;
     let config: RunConfig =
         serde_json::from_str(&text).map_err(|e| Failure::Usage(format!("the configuration on standard input: {e}")))?;
+    // what evaluations need is missed now, not after hours of training
+    Features::of(&config.metrics, Device::Cpu)?;
     let last = Mutex::new(None::<Instant>);
     let prepared = images(&config, &|progress| {
         let (Progress::Waiting { done, total } | Progress::Preparing { done, total }) = progress;
@@ -71,8 +79,9 @@ pub struct Ready {
 /// The images cannot be used.
 pub fn images(config: &RunConfig, progress: &(dyn Fn(Progress) + Sync)) -> Result<Ready, Failure> {
     let cache = config.data.cache.clone().map_or_else(default_cache, |folder| Ok(PathBuf::from(folder)))?;
+    let source = here(config, &cache, progress)?;
     let request = |view: View, within: Option<&str>, side: u32| Request {
-        source: PathBuf::from(&config.data.source),
+        source: source.clone(),
         within: within.map(str::to_owned),
         view,
         resolution: side,
@@ -114,6 +123,24 @@ pub fn images(config: &RunConfig, progress: &(dyn Fn(Progress) + Sync)) -> Resul
     Ok(Ready { images: Images::new(config, train, held_out), skipped, enlarged, reused })
 }
 
+/// The source as a path of this machine: what lies in an object store is fetched.
+fn here(config: &RunConfig, cache: &Path, progress: &(dyn Fn(Progress) + Sync)) -> Result<PathBuf, Failure> {
+    let url = &config.data.source;
+    let Some((parent, name)) = url.rsplit_once('/').filter(|_| url.contains("://")) else {
+        return Ok(PathBuf::from(url));
+    };
+    // a bucket's whole content has no parent within it
+    let (parent, name) = if parent.ends_with('/') { (url.as_str(), "") } else { (parent, name) };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::Io { doing: "start a runtime".to_owned(), error })?;
+    let store = {
+        let _inside = runtime.enter();
+        Store::open_existing(parent, &config.checkpoint.s3)?
+    };
+    let heard = |done, total| progress(Progress::Waiting { done, total });
+    Ok(runtime.block_on(store.mirror(name, &IMAGES, &cache.join("fetched"), &heard))?)
+}
+
 /// Images of one number must belong together.
 fn same_files(left: &Pyramid, right: &Pyramid, source: &str) -> Result<(), Failure> {
     let names = |set: &Pyramid| (0..set.len()).map(|i| set.name(i).map(str::to_owned)).collect::<Vec<_>>();
@@ -127,10 +154,7 @@ fn same_files(left: &Pyramid, right: &Pyramid, source: &str) -> Result<(), Failu
 }
 
 fn default_cache() -> Result<PathBuf, Failure> {
-    let from = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    let root = from("GANFLEET_CACHE")
-        .or_else(|| from("XDG_CACHE_HOME").map(|p| p.join("ganfleet")))
-        .or_else(|| from("HOME").map(|p| p.join(".cache/ganfleet")));
+    let root = environment::cache_folder();
     let root = root.ok_or_else(|| Failure::Usage("no cache folder is known: set data.cache or HOME".to_owned()))?;
     Ok(root.join("pyramids"))
 }

@@ -1,11 +1,11 @@
 //! A run from its position to its end: step after step, and between cycles whatever is due.
 //!
-//! What is due (tick, grid, metric, checkpoint, end) is a pure function of images seen, so every rank does it at the same
-//! step without a message. What people want (stop, checkpoint) rides as flags in the gradients and is agreed by all.
+//! What is due (tick, grid, metric, checkpoint, end) is a pure function of images seen and of metrics that all know, so every rank does
+//! it at the same step without a message. What people want (stop, checkpoint) rides as flags in the gradients and is agreed by all.
 
 use crate::checkpoint::{Checkpoints, Committed};
 use crate::environment::peak_memory_mib;
-use crate::evaluate;
+use crate::evaluate::Evaluator;
 use crate::failure::Failure;
 use crate::images::Images;
 use crate::input::Input;
@@ -18,8 +18,9 @@ use collective::ECHO_BYTES_MAX;
 use common::checkpoint::TrainerCursor;
 use common::growth::Level;
 use common::ids::{Generation, ImagesSeen};
+use common::judge::{self, Judgement};
 use common::ledger::{Class, Spent, Tally};
-use common::metrics::{Event, Tick};
+use common::metrics::{Event, Quality, STOP, Tick, Verdict};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -45,6 +46,8 @@ pub struct Parts<'a> {
     pub outputs: Outputs,
     /// The images of the run.
     pub images: Arc<Images>,
+    /// Metrics.
+    pub evaluator: &'a mut Evaluator,
 }
 
 /// Trains until the schedule is complete or everybody agreed to stop, and stores the last state. Also says where it stands,
@@ -70,7 +73,12 @@ struct Training<'t, 'a> {
     /// Seconds of training before this generation.
     seconds_before: f64,
     best: BTreeMap<String, f64>,
-    floors: BTreeMap<u32, BTreeMap<u32, f64>>,
+    judgement: Judgement,
+    /// The last evaluation is the best one, and no checkpoint was begun since.
+    keep: bool,
+    /// It was said that the judging metric stands still, or that the time of training is used up.
+    still: bool,
+    spent: bool,
     /// What is not yet told to the others.
     wishes: Wishes,
     /// A rank has to be given the state anew.
@@ -169,7 +177,10 @@ impl<'t, 'a> Training<'t, 'a> {
             tick: TickState::new(from.tick_start_images, from.images),
             seconds_before: from.seconds,
             best: from.best,
-            floors: BTreeMap::new(),
+            judgement: from.judgement,
+            keep: false,
+            still: false,
+            spent: false,
             wishes: Wishes::default(),
             repair: false,
             began: Instant::now(),
@@ -229,6 +240,7 @@ impl<'t, 'a> Training<'t, 'a> {
             self.trainer.communicator().aborter().abort();
             return Err(Failure::Dismissed);
         }
+        self.watch_budget();
         let flags = self.flags(commands);
         let ahead = 2 * self.trainer.model().phases().iter().map(|p| p.repeats as usize).sum::<usize>();
         let upcoming = self.trainer.upcoming(ahead);
@@ -237,6 +249,9 @@ impl<'t, 'a> Training<'t, 'a> {
         let steps = self.trainer.mark().steps;
         if steps.is_multiple_of(LOOK) && self.trainer.skipped_in_a_row() >= SKIPPED_MAX {
             return Err(Failure::Diverged(ImagesSeen(self.images())));
+        }
+        if self.trainer.position().begins_cycle() {
+            self.evaluate_if_due()?;
         }
         self.keep_checkpoints(agreed)?;
         // two cannot tell which of them is far away
@@ -262,6 +277,25 @@ impl<'t, 'a> Training<'t, 'a> {
         self.wishes.flags(commands, checkpoints.in_flight(), checkpoints.stored())
     }
 
+    /// Says so when the time of training is used up.
+    fn watch_budget(&mut self) {
+        let budget = self.trainer.config().train.stop.budget_s;
+        if budget.is_some_and(|budget| self.seconds() >= budget) && !std::mem::replace(&mut self.spent, true) {
+            self.conclude(format!("{:.0} s of training, which is train.stop.budget", self.seconds()));
+        }
+    }
+
+    /// Seconds of training since the run began.
+    fn seconds(&self) -> f64 {
+        self.seconds_before + self.began.elapsed().as_secs_f64()
+    }
+
+    /// Says why the run is to end. The coordinator then has all ranks stop, as for a person.
+    fn conclude(&mut self, evidence: String) {
+        let (images, what) = (self.images(), STOP.to_owned());
+        self.say(&Event::Verdict(Verdict { images, what, evidence, advice: String::new() }));
+    }
+
     /// Begins, concludes and announces checkpoints, each at the same step on every rank.
     fn keep_checkpoints(&mut self, agreed: Agreed) -> Result<(), Failure> {
         if agreed.committed > 0 {
@@ -277,7 +311,7 @@ impl<'t, 'a> Training<'t, 'a> {
         self.announce(done);
         let every = images_of(self.trainer.config().checkpoint.every_kimg);
         let (round_begins, in_flight) = (self.trainer.position().step == 0, self.parts.checkpoints.in_flight());
-        let due = self.parts.checkpoints.due(self.images(), every);
+        let due = self.parts.checkpoints.due(self.images(), every) || (self.keep && !in_flight);
         // a run that may be diverging goes back to what was stored before
         let wanted = round_begins && (due || agreed.checkpoint > 0);
         if wanted && self.trainer.skipped_in_a_row() == 0 && self.wishes.begins(agreed, round_begins, in_flight, due) {
@@ -285,23 +319,39 @@ impl<'t, 'a> Training<'t, 'a> {
             let cursor = self.cursor();
             self.parts.checkpoints.begin(self.trainer, cursor);
             self.tick.checkpoint_stall += began.elapsed();
+            self.keep = false;
         }
         Ok(())
     }
 
-    /// Tick, grid and metric, where due.
+    /// Before a checkpoint, so that it holds what was found.
+    fn evaluate_if_due(&mut self) -> Result<(), Failure> {
+        let (now, config) = (self.images(), self.trainer.config());
+        let (every, stop) = (images_of(config.metrics.every_kimg), config.train.stop);
+        if every == 0 || !passed(self.cycle_began, now, every) || now >= config.train.total_images() {
+            return Ok(());
+        }
+        let level = self.trainer.stage().level;
+        self.evaluate(level)?;
+        let Judgement { best, best_at, since, .. } = self.judgement;
+        if self.judgement.stands_still(stop.evaluations) && !std::mem::replace(&mut self.still, true) {
+            let at = ImagesSeen(best_at);
+            self.conclude(format!(
+                "{since} evaluations in a row were no better than before; the best was {best:.4} at {at}"
+            ));
+        }
+        Ok(())
+    }
+
+    /// Tick and grid, where due.
     fn between_cycles(&mut self) -> Result<(), Failure> {
         let (now, config) = (self.images(), self.trainer.config());
-        let (samples, metrics) = (images_of(config.samples.every_kimg), images_of(config.metrics.every_kimg));
+        let samples = images_of(config.samples.every_kimg);
         let ends = now >= config.train.total_images();
         let ticks = ends || now - self.tick.start_images >= self.trainer.stage().tick_images;
         let before = std::mem::replace(&mut self.cycle_began, now);
         if (if samples == 0 { ticks } else { passed(before, now, samples) }) && !ends {
             self.pictures()?;
-        }
-        if metrics > 0 && passed(before, now, metrics) && !ends {
-            let level = self.trainer.stage().level;
-            self.evaluate(level)?;
         }
         if ticks { self.end_tick() } else { Ok(()) }
     }
@@ -430,23 +480,33 @@ impl<'t, 'a> Training<'t, 'a> {
         }
         let level = Level { lod: 0.0, resolution: self.trainer.config().model.resolution() };
         self.evaluate(level)?;
-        self.best.clear(); // it is no result of training
+        // it is no result of training
+        self.best.clear();
+        (self.judgement, self.keep) = (Judgement::default(), false);
         Ok(())
     }
 
+    /// All metrics, unless this very state was evaluated already: a generation may break before a checkpoint holds that it was.
     fn evaluate(&mut self, level: Level) -> Result<(), Failure> {
-        if !self.trainer.config().metrics.swd {
+        let config = self.trainer.config();
+        let (kinds, judge, min_gain) = (config.metrics.kinds(), config.metrics.judge, config.train.stop.min_gain);
+        let (images, keeps) = (self.images(), config.checkpoint.keep_best > 0);
+        if kinds.is_empty() || self.judgement.at == images && self.judgement.kind.is_some() {
             return Ok(());
         }
         let began = Instant::now();
         self.report(Activity::Evaluate, 0.0);
-        let quality = evaluate::sliced_wasserstein(self.trainer, self.parts.images.first(), level, &mut self.floors)?;
-        if let Some(quality) = quality {
-            let mean = quality.levels.values().sum::<f64>() / quality.levels.len().max(1) as f64;
-            let best = self.best.entry(quality.metric.clone()).or_insert(mean);
-            *best = best.min(mean);
-            self.say(&Event::Quality(quality));
+        let found = self.parts.evaluator.evaluate(self.trainer, level)?;
+        for quality in &found {
+            let name = format!("{} {}", quality.metric, quality.of).trim_end().to_owned();
+            let better = if quality.grows() { f64::max } else { f64::min };
+            let best = self.best.entry(name).or_insert(f64::NAN);
+            *best = better(*best, quality.mean());
         }
+        if let Some((kind, value)) = judge.and_then(|kind| Some((kind, judge::value(kind, &found)?))) {
+            self.keep = self.judgement.hear(kind, images, value, min_gain) && keeps;
+        }
+        found.into_iter().for_each(|quality: Quality| self.say(&Event::Quality(quality)));
         self.tick.other += began.elapsed();
         Ok(())
     }
@@ -477,8 +537,9 @@ impl<'t, 'a> Training<'t, 'a> {
                 .map(|(m, o)| ((*m).to_owned(), o.steps()))
                 .collect(),
             tick_start_images: self.tick.start_images,
-            seconds: self.seconds_before + self.began.elapsed().as_secs_f64(),
+            seconds: self.seconds(),
             best: self.best.clone(),
+            judgement: self.judgement,
         }
     }
 

@@ -6,6 +6,7 @@
 use super::{Digest, ManifestKey};
 use crate::config::resolved::RunConfig;
 use crate::ids::{Generation, ImagesSeen};
+use crate::judge::Judgement;
 use serde::{Deserialize, Serialize, Serializer};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -86,15 +87,25 @@ pub struct TrainerCursor {
     /// Best value of each quality metric so far. Values that are not finite are not written.
     #[serde(serialize_with = "finite_only")]
     pub best: BTreeMap<String, f64>,
+    /// What the judging metric has said so far; its last value may be of a few steps before this checkpoint.
+    pub judgement: Judgement,
 }
 
-/// The training images that a state was trained on.
+/// The training images that a state was trained on. Those of weights that came from elsewhere are not known: empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dataset {
     /// Digest of the prepared images, as the data layer defines it.
     pub fingerprint: String,
     /// Their number.
     pub images: u64,
+}
+
+impl Dataset {
+    /// Whether anything was trained on them: not so before the first step after weights came from elsewhere.
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        !self.fingerprint.is_empty()
+    }
 }
 
 /// A group of tensors that is stored, reused and read as one blob.

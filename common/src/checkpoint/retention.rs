@@ -4,6 +4,7 @@
 //! names, or that is younger than the grace period, is never swept.
 
 use super::{Digest, Manifest, ManifestKey};
+use crate::judge::Judgement;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Duration;
 
@@ -14,17 +15,21 @@ pub struct Policy {
     pub keep_last: u32,
     /// Keep the first checkpoint at or after each multiple of this many images too; 0 = none.
     pub keep_every_images: u64,
+    /// Keep those at which the judging metric was best too: so many.
+    pub keep_best: u32,
     /// Age below which a blob is left alone, named or not: it may belong to a checkpoint that is being written.
     pub grace: Duration,
 }
 
 /// A checkpoint that is looked at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Candidate {
     /// Its name.
     pub key: ManifestKey,
     /// Whether it can be restored. One that cannot never takes the place of one that can.
     pub restorable: bool,
+    /// What the judging metric had said by then.
+    pub judgement: Judgement,
 }
 
 /// What happens to one checkpoint.
@@ -54,6 +59,8 @@ pub enum KeepReason {
     Newest,
     /// The first at or after a multiple of `keep_every_images`.
     Milestone,
+    /// Among those at which the judging metric was best.
+    Best,
     /// Cannot be restored, but is newer than the oldest of the newest: kept to be looked at.
     Damaged,
 }
@@ -101,6 +108,7 @@ pub fn retain(candidates: &[Candidate], policy: &Policy, pinned: &BTreeSet<Manif
         }
     }
     let milestones: HashSet<ManifestKey> = milestones.into_values().collect();
+    let best = best(candidates, policy.keep_best as usize);
 
     let verdict = |candidate: &Candidate| {
         let key = candidate.key;
@@ -113,11 +121,33 @@ pub fn retain(candidates: &[Candidate], policy: &Policy, pinned: &BTreeSet<Manif
             Verdict::Keep(KeepReason::Newest)
         } else if milestones.contains(&key) {
             Verdict::Keep(KeepReason::Milestone)
+        } else if best.contains(&key) {
+            Verdict::Keep(KeepReason::Best)
         } else {
             Verdict::Delete(DeleteReason::Superseded)
         }
     };
     candidates.iter().map(|candidate| Decision { key: candidate.key, verdict: verdict(candidate) }).collect()
+}
+
+/// The `count` restorable checkpoints at which the judging metric was best: of each evaluation the first one after it. What another
+/// metric said than the one that judges at the newest checkpoint is no judgement any more.
+fn best(candidates: &[Candidate], count: usize) -> HashSet<ManifestKey> {
+    let good = || candidates.iter().filter(|candidate| candidate.restorable);
+    let kind = good().max_by_key(|candidate| candidate.key).and_then(|newest| newest.judgement.kind);
+    let mut first: BTreeMap<u64, (ManifestKey, f64)> = BTreeMap::new();
+    for Candidate { key, judgement, .. } in
+        good().filter(|candidate| kind.is_some() && candidate.judgement.kind == kind)
+    {
+        let known = first.entry(judgement.at).or_insert((*key, judgement.value));
+        if *key < known.0 {
+            *known = (*key, judgement.value);
+        }
+    }
+    let mut ranked: Vec<(ManifestKey, f64)> = first.into_values().collect();
+    // of equals the newer one
+    ranked.sort_by(|(a, one), (b, other)| one.total_cmp(other).then(b.cmp(a)));
+    ranked.into_iter().take(count).map(|(key, _)| key).collect()
 }
 
 /// The blobs that no manifest in `kept` names and that are older than `grace`.
@@ -138,6 +168,7 @@ pub fn sweepable<'a>(
 mod tests {
     use super::super::manifest::tests::manifest;
     use super::*;
+    use crate::config::raw::MetricKind;
     use crate::ids::{Generation, ImagesSeen};
     use proptest::prelude::*;
 
@@ -146,15 +177,15 @@ mod tests {
     }
 
     fn good(images: u64) -> Candidate {
-        Candidate { key: key(images, 1), restorable: true }
+        Candidate { key: key(images, 1), restorable: true, judgement: Judgement::default() }
     }
 
     fn bad(images: u64) -> Candidate {
-        Candidate { key: key(images, 1), restorable: false }
+        Candidate { restorable: false, ..good(images) }
     }
 
     fn policy(keep_last: u32, keep_every_images: u64) -> Policy {
-        Policy { keep_last, keep_every_images, grace: Duration::from_secs(60) }
+        Policy { keep_last, keep_every_images, keep_best: 0, grace: Duration::from_secs(60) }
     }
 
     fn kept(candidates: &[Candidate], policy: &Policy) -> Vec<u64> {
@@ -196,11 +227,44 @@ mod tests {
 
     #[test]
     fn an_abandoned_future_is_superseded() {
-        let old = Candidate { key: key(90_000, 1), restorable: true };
-        let new = Candidate { key: key(50_000, 2), restorable: true };
+        let old = good(90_000);
+        let new = Candidate { key: key(50_000, 2), ..good(50_000) };
         let decisions = retain(&[old, new], &policy(1, 0), &BTreeSet::new());
         assert_eq!(decisions[0].verdict, Verdict::Delete(DeleteReason::Superseded));
         assert_eq!(decisions[1].verdict, Verdict::Keep(KeepReason::Newest));
+    }
+
+    /// `(images, images at the evaluation, its value)`.
+    fn judged(list: &[(u64, u64, f64)]) -> Vec<Candidate> {
+        let judgement = |at, value| Judgement { kind: Some(MetricKind::Kid), at, value, ..Judgement::default() };
+        list.iter().map(|&(images, at, value)| Candidate { judgement: judgement(at, value), ..good(images) }).collect()
+    }
+
+    #[test]
+    fn the_best_stay_and_of_each_evaluation_the_first() {
+        let all = judged(&[
+            (100, 100, 0.5),
+            (110, 100, 0.5),
+            (200, 200, 0.1),
+            (250, 200, 0.1),
+            (300, 300, 0.3),
+            (400, 400, 0.9),
+        ]);
+        let best = |keep_best| kept(&all, &Policy { keep_best, ..policy(1, 0) });
+        assert_eq!(best(0), [400]);
+        assert_eq!(best(1), [200, 400]);
+        assert_eq!(best(3), [100, 200, 300, 400]);
+        let damaged: Vec<_> = all.iter().map(|c| Candidate { restorable: c.key.images.0 != 200, ..*c }).collect();
+        assert!(kept(&damaged, &Policy { keep_best: 1, ..policy(1, 0) }).contains(&250));
+    }
+
+    #[test]
+    fn what_another_metric_said_is_no_judgement() {
+        let mut all = judged(&[(100, 100, 0.1), (200, 200, 40.0), (300, 300, 50.0)]);
+        for candidate in &mut all[1..] {
+            candidate.judgement.kind = Some(MetricKind::Swd);
+        }
+        assert_eq!(kept(&all, &Policy { keep_best: 1, ..policy(1, 0) }), [200, 300]);
     }
 
     #[test]
@@ -220,7 +284,7 @@ mod tests {
         proptest::collection::vec(one, 0..30).prop_map(|list| {
             let list: BTreeMap<_, _> =
                 list.into_iter().map(|(i, g, restorable)| (key(i * 100, g), restorable)).collect();
-            list.into_iter().map(|(key, restorable)| Candidate { key, restorable }).collect()
+            list.into_iter().map(|(key, restorable)| Candidate { key, restorable, ..good(0) }).collect()
         })
     }
 

@@ -7,13 +7,14 @@
 use super::error::{Origin, Problem, printable};
 use super::layers::{Base, Layers, Leaves};
 use super::raw::{
-    At, CountOrAuto, ImagesOrAuto, MetricKind, PerResolution, RawCheckpoint, RawCluster, RawCycleGan, RawData, RawFile,
-    RawGrowth, RawMetrics, RawModel, RawOptimizer, RawPix2Pix, RawProGan, RawS3, RawSamples, RawTrain, Resolution,
+    At, Auto, CountOrAuto, ImagesOrAuto, JudgeKind, MetricKind, PerResolution, RawCheckpoint, RawCluster, RawCycleGan,
+    RawData, RawFile, RawGrowth, RawMetrics, RawModel, RawOptimizer, RawPix2Pix, RawProGan, RawS3, RawSamples, RawStop,
+    RawTrain, Resolution,
 };
 use super::resolve::covers;
 use super::resolved::{
     Adam, Backend, Checkpoint, Cluster, Data, Determinism, Ema, Epochs, Grid, Metrics, Model, OnLoss, Precision,
-    RunConfig, S3, Samples, Train,
+    RunConfig, S3, Samples, Stop, Train,
 };
 use super::{duration, paths};
 use crate::families::progan::{Architecture, GpNorm, Upscale};
@@ -21,6 +22,9 @@ use crate::families::{Pairing, cyclegan, pix2pix, sngan};
 use crate::growth::Growth;
 use std::collections::BTreeMap;
 use std::path::Path;
+
+/// Shortest and longest time of training that a run may be given, in seconds.
+const BUDGET_S: std::ops::RangeInclusive<f64> = 1.0..=31_536_000.0;
 
 /// A conversion under way and what it has found wrong.
 pub(super) struct Check<'a> {
@@ -98,6 +102,7 @@ impl Check<'_> {
             fmap_base: self.need("model.fmap_base", raw.fmap_base, 8192),
             fmap_max: self.need("model.fmap_max", raw.fmap_max, 1),
             upscale: self.need("model.upscale", raw.upscale, Upscale::Fused),
+            position_bias: self.need("model.position_bias", raw.position_bias, false),
             minibatch_stddev_group: self.need("model.minibatch_stddev_group", raw.minibatch_stddev_group, 1),
             gp_norm: self.need("model.gp_norm", raw.gp_norm, GpNorm::Active),
             gp_weight: self.need("model.gp_weight", raw.gp_weight, 0.0),
@@ -111,9 +116,7 @@ impl Check<'_> {
         let background = self.need("data.background", raw.background, String::new());
         let cache = self.need("data.cache", raw.cache, "auto".to_owned());
         Data {
-            source: self
-                .settle("data.source", paths::absolute(&source, self.folder("data.source")))
-                .unwrap_or_default(),
+            source: self.settle("data.source", paths::source(&source, self.folder("data.source"))).unwrap_or_default(),
             mirror: self.need("data.mirror", raw.mirror, false),
             background: self.settle("data.background", colour(&background)).unwrap_or_default(),
             cache: match cache.as_str() {
@@ -145,6 +148,7 @@ impl Check<'_> {
             epochs,
             precision: self.need("train.precision", raw.precision, Precision::Fp32),
             determinism: self.need("train.determinism", raw.determinism, Determinism::Fast),
+            save_memory: self.need("train.save_memory", raw.save_memory, false),
             threads: self.count("train.threads", raw.threads),
             growth: match model.grows() {
                 true => self.growth(&raw.growth.unwrap_or_default()),
@@ -163,6 +167,16 @@ impl Check<'_> {
             },
             tick_kimg,
             tick_kimg_base,
+            stop: self.stop(raw.stop.unwrap_or_default()),
+        }
+    }
+
+    fn stop(&mut self, raw: RawStop) -> Stop {
+        const BUDGET: &str = "train.stop.budget";
+        Stop {
+            evaluations: self.need("train.stop.evaluations", raw.evaluations, 0),
+            min_gain: self.need("train.stop.min_gain", raw.min_gain, 0.0),
+            budget_s: raw.budget.map(|text| self.duration(BUDGET, Some(text), BUDGET_S)),
         }
     }
 
@@ -184,6 +198,7 @@ impl Check<'_> {
             learning_rate,
             learning_rate_by_resolution,
             reset_for_new_lod: self.need("train.optimizer.reset_for_new_lod", raw.reset_for_new_lod, true),
+            d_rate: self.need("train.optimizer.d_rate", raw.d_rate, 1.0),
         }
     }
 
@@ -207,6 +222,7 @@ impl Check<'_> {
             every_kimg: self.need("checkpoint.every_kimg", raw.every_kimg, 1.0),
             keep_last: self.need("checkpoint.keep_last", raw.keep_last, 1),
             keep_every_kimg: self.need("checkpoint.keep_every_kimg", raw.keep_every_kimg, 0.0),
+            keep_best: self.need("checkpoint.keep_best", raw.keep_best, 0),
             s3: self.s3(raw.s3.unwrap_or_default()),
         }
     }
@@ -231,11 +247,29 @@ impl Check<'_> {
     }
 
     fn metrics(&mut self, raw: RawMetrics) -> Metrics {
-        Metrics {
+        let kinds = self.need("metrics.kinds", raw.kinds, Vec::new());
+        let features = self.need("metrics.features", raw.features, "auto".to_owned());
+        let has = |kind| kinds.contains(&kind);
+        let metrics = Metrics {
             every_kimg: self.need("metrics.every_kimg", raw.every_kimg, 0.0),
-            swd: self.need("metrics.kinds", raw.kinds, Vec::new()).contains(&MetricKind::Swd),
+            swd: has(MetricKind::Swd),
+            kid: has(MetricKind::Kid),
+            frechet: has(MetricKind::Frechet),
+            cycle: has(MetricKind::Cycle),
+            twins: has(MetricKind::Twins),
+            diversity: has(MetricKind::Diversity),
             images: self.need("metrics.images", raw.images, 2),
-        }
+            features: match features.as_str() {
+                "auto" => None,
+                path => self.settle("metrics.features", paths::absolute(path, self.folder("metrics.features"))),
+            },
+            judge: None,
+        };
+        let judge = match self.need("metrics.judge", raw.judge, JudgeKind::Word(Auto::Auto)) {
+            JudgeKind::Kind(kind) => Some(kind),
+            JudgeKind::Word(Auto::Auto) => metrics.fittest(),
+        };
+        Metrics { judge, ..metrics }
     }
 
     fn samples(&mut self, raw: RawSamples) -> Samples {

@@ -64,14 +64,21 @@ fn effect(key: &str, bitwise: bool) -> Effect {
             Effect::Refused("the order of the images and every draw so far follow from it; launch a new run instead")
         }
         // sums are then cut in other places, which a bitwise run promises not to do
-        "train.threads" if bitwise => Effect::ChangesDynamics,
-        "train.total_kimg" | "train.threads" | "data.cache" | "data.max_bad_share" => Effect::Safe,
+        "train.threads" | "train.save_memory" if bitwise => Effect::ChangesDynamics,
+        "train.total_kimg" | "train.threads" | "train.save_memory" | "data.cache" | "data.max_bad_share" => {
+            Effect::Safe
+        }
         _ => match key.split_once('.').map_or(key, |(section, _)| section) {
             "model" => {
                 Effect::Refused("the weights in the checkpoint belong to other networks; launch a new run instead")
             }
             "cluster" | "checkpoint" | "metrics" | "samples" => Effect::Safe,
-            _ if key.starts_with("train.max_per_worker.") || key.starts_with("train.tick_kimg.") => Effect::Safe,
+            _ if ["train.max_per_worker.", "train.tick_kimg.", "train.stop."]
+                .iter()
+                .any(|safe| key.starts_with(safe)) =>
+            {
+                Effect::Safe
+            }
             // the cautious answer for what is not named above: data and training
             _ => Effect::ChangesDynamics,
         },

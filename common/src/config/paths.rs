@@ -8,6 +8,9 @@ use url::Url;
 /// Schemes that a store of checkpoints can have.
 const STORES: [&str; 5] = ["s3", "gs", "az", "file", "memory"];
 
+/// Those of them that are elsewhere.
+const REMOTE: [&str; 3] = ["s3", "gs", "az"];
+
 /// `text` as an absolute path with `.` and `..` resolved, starting at `folder`.
 pub(super) fn absolute(text: &str, folder: &Path) -> Result<String, String> {
     if text.trim().is_empty() || text.chars().any(char::is_control) {
@@ -31,6 +34,12 @@ pub(super) fn absolute(text: &str, folder: &Path) -> Result<String, String> {
         Some(_) => Err("the folder it is relative to is not absolute".to_owned()),
         None => Err("the folder it is relative to has a name that is not UTF-8".to_owned()),
     }
+}
+
+/// `text` as a place of images: an object store's folder or archive, else a path.
+pub(super) fn source(text: &str, folder: &Path) -> Result<String, String> {
+    let remote = text.split_once("://").is_some_and(|(scheme, _)| REMOTE.contains(&scheme));
+    if remote { store(text, folder) } else { absolute(text, folder) }
 }
 
 /// `text` as the address of a store, without a slash at its end. A plain path becomes a `file://` address.

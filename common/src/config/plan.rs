@@ -5,6 +5,7 @@
 use super::resolved::RunConfig;
 use crate::growth::Level;
 use crate::ids::ImagesSeen;
+use crate::memory::{self, Need};
 use serde::Serialize;
 use std::fmt;
 
@@ -60,6 +61,8 @@ pub struct Phase {
     pub passes: u32,
     /// Workers without any sample.
     pub idle_workers: u32,
+    /// Bytes that a worker needs, estimated.
+    pub memory: Need,
 }
 
 /// The schedule of `config` when `workers` share it (0 counts as 1).
@@ -97,6 +100,7 @@ pub fn plan(config: &RunConfig, workers: u32) -> Plan {
             most_per_worker: most * group,
             passes: most.div_ceil(at_once),
             idle_workers: workers.saturating_sub(groups),
+            memory: memory::need(config, here.resolution, at_once * group),
         });
         d_steps += cycles * d_per_cycle;
         g_steps += cycles * g_per_cycle;
@@ -123,6 +127,12 @@ impl Plan {
     #[must_use]
     pub fn most_idle(&self) -> u32 {
         self.phases.iter().map(|phase| phase.idle_workers).max().unwrap_or(0)
+    }
+
+    /// What a worker needs at most, estimated.
+    #[must_use]
+    pub fn memory(&self) -> Need {
+        self.phases.iter().map(|phase| phase.memory).max_by_key(|need| need.total()).unwrap_or_default()
     }
 
     /// Whether the run ever trains at its full resolution.
@@ -166,6 +176,15 @@ impl fmt::Display for Plan {
         } else {
             writeln!(f, "{} D steps, {} G steps, {}", self.d_steps, self.g_steps, ImagesSeen(self.images))?;
         }
+        let Need { state, step } = self.memory();
+        let gigabytes = |bytes: u64| format!("{:.1} GB", bytes as f64 / 1e9);
+        writeln!(
+            f,
+            "a worker needs about {}: {} that stay, {} for a step",
+            gigabytes(state + step),
+            gigabytes(state),
+            gigabytes(step)
+        )?;
         if self.decays > 0 {
             writeln!(f, "the learning rate falls to 0 over the last {} passes", self.decays)?;
         }

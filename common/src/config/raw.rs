@@ -71,6 +71,9 @@ pub struct RawProGan {
     pub fmap_max: Option<u32>,
     /// Order of convolution and scaling; the two are different networks.
     pub upscale: Option<Upscale>,
+    /// Whether the generator's first layer has a bias for each position and not only for each feature map, as weights of
+    /// pytorch_GAN_zoo have.
+    pub position_bias: Option<bool>,
     /// Samples that share one minibatch standard deviation; also the unit that is dealt to workers.
     #[schemars(range(min = 1, max = 1024))]
     pub minibatch_stddev_group: Option<u32>,
@@ -168,8 +171,8 @@ pub struct RawPix2Pix {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawData {
-    /// Folder (searched recursively) or ZIP archive of PNG, JPEG or WebP images of any size. A relative path starts at
-    /// the experiment file's folder. Required.
+    /// Folder (searched recursively) or ZIP archive of PNG, JPEG or WebP images of any size; or `s3://bucket/prefix`, `gs://`, `az://`. A
+    /// relative path starts at the experiment file's folder. Required.
     pub source: Option<String>,
     /// Flip each image left to right with probability one half.
     pub mirror: Option<bool>,
@@ -207,6 +210,9 @@ pub struct RawTrain {
     pub precision: Option<Precision>,
     /// How far results may depend on the number of workers.
     pub determinism: Option<Determinism>,
+    /// Less memory for a third more time: parts of a loss go backward one after the other, and activations within blocks are computed
+    /// once more there. For crops of 512 pixels and more. Only for families that can.
+    pub save_memory: Option<bool>,
     /// Threads of a CPU worker; `auto` is the machine's cores divided by its workers.
     pub threads: Option<CountOrAuto>,
     /// Minibatches during which the schedule stands still (one cycle).
@@ -232,6 +238,22 @@ pub struct RawTrain {
     pub minibatch: Option<PerResolution<Samples>>,
     /// Optimizer of generator and discriminator alike.
     pub optimizer: Option<RawOptimizer>,
+    /// When to end before the full length.
+    pub stop: Option<RawStop>,
+}
+
+/// `[train.stop]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawStop {
+    /// Evaluations in a row that are no better than the best one before, after which the run ends; 0 never ends it so.
+    #[schemars(range(min = 0, max = 100_000))]
+    pub evaluations: Option<u32>,
+    /// Share of the best value by which another must be better to count as better.
+    #[schemars(range(min = 0.0, max = 0.99))]
+    pub min_gain: Option<f64>,
+    /// Time of training after which the run stores its state and ends, that before a resume included: `90min`, `12h`.
+    pub budget: Option<String>,
 }
 
 /// `[train.growth]`
@@ -263,10 +285,13 @@ pub struct RawOptimizer {
     /// Added to the root of the second moment.
     #[schemars(range(min = 1e-30, max = 1.0))]
     pub epsilon: Option<f64>,
-    /// Learning rate of generator and discriminator.
+    /// Learning rate of generator and, but for `d_rate`, discriminator.
     pub learning_rate: Option<PerResolution<Rate>>,
     /// Forget moments and step count whenever a fade begins or ends.
     pub reset_for_new_lod: Option<bool>,
+    /// Learning rate of the discriminator, as a multiple of `learning_rate`; 0 freezes it.
+    #[schemars(range(min = 0.0, max = 1000.0))]
+    pub d_rate: Option<f64>,
 }
 
 /// `[cluster]`
@@ -309,6 +334,9 @@ pub struct RawCheckpoint {
     /// Keep every checkpoint at a multiple of this many kimg too; 0 keeps none of them.
     #[schemars(range(min = 0.0, max = 1_000_000_000.0))]
     pub keep_every_kimg: Option<f64>,
+    /// Checkpoints that are kept because `metrics.judge` was best there; 0 keeps none of them.
+    #[schemars(range(min = 0, max = 1_000_000))]
+    pub keep_best: Option<u32>,
     /// How an S3-compatible store is reached. Credentials come from the environment, never from a file like this.
     pub s3: Option<RawS3>,
 }
@@ -341,6 +369,11 @@ pub struct RawMetrics {
     /// Images on each side of a comparison, at most; never more than the data set holds.
     #[schemars(range(min = 2, max = 1_000_000))]
     pub images: Option<u32>,
+    /// Network whose features `kid` and `frechet` compare: `auto` is the EfficientNet-Lite0 that `scripts/fetch-features` lays in
+    /// the cache, else a TorchScript file, which is run. A relative path starts at the experiment file's folder.
+    pub features: Option<String>,
+    /// Metric that says which state is best; `auto` is the first of `kid`, `frechet`, `swd`, `twins`, `cycle` in `kinds`.
+    pub judge: Option<JudgeKind>,
 }
 
 /// `[samples]`
@@ -377,11 +410,31 @@ pub enum OptimizerKind {
 }
 
 /// A quality metric.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum MetricKind {
     /// Sliced Wasserstein distance, per resolution level.
     Swd,
+    /// Kernel distance between features of made and real images (Binkowski et al. 2018).
+    Kid,
+    /// Frechet distance between them (Heusel et al. 2017).
+    Frechet,
+    /// How far an image is from itself after the way there and back.
+    Cycle,
+    /// How far a translation is from the true image, where the data hold it.
+    Twins,
+    /// How alike made images are among themselves.
+    Diversity,
+}
+
+/// Which metric says what is best.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum JudgeKind {
+    /// This one.
+    Kind(MetricKind),
+    /// The first that says it.
+    Word(Auto),
 }
 
 /// A whole number from 1, or the word `auto`.

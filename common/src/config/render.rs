@@ -7,12 +7,12 @@ use super::duration;
 use super::error::Origin;
 use super::layers::leaves_of;
 use super::raw::{
-    Auto, CountOrAuto, ImagesOrAuto, MetricKind, OptimizerKind, PerResolution, Rate, RawCheckpoint, RawCluster,
+    Auto, CountOrAuto, ImagesOrAuto, JudgeKind, OptimizerKind, PerResolution, Rate, RawCheckpoint, RawCluster,
     RawCycleGan, RawData, RawFile, RawGrowth, RawMetrics, RawModel, RawOptimizer, RawPix2Pix, RawProGan, RawS3,
-    RawSamples, RawSngan, RawTrain, Resolution, Samples, TickKimg,
+    RawSamples, RawSngan, RawStop, RawTrain, Resolution, Samples, TickKimg,
 };
 use super::resolve::Resolved;
-use super::resolved::{Adam, Ema, Model, RunConfig, Train};
+use super::resolved::{Adam, Ema, Metrics, Model, RunConfig, Train};
 use super::schema;
 use crate::families::progan::Architecture;
 use crate::families::{cyclegan, pix2pix, sngan};
@@ -115,6 +115,7 @@ impl From<&RunConfig> for RawFile {
                 every_kimg: Some(run.checkpoint.every_kimg),
                 keep_last: Some(run.checkpoint.keep_last),
                 keep_every_kimg: Some(run.checkpoint.keep_every_kimg),
+                keep_best: Some(run.checkpoint.keep_best),
                 s3: Some(RawS3 {
                     endpoint: s3.endpoint.clone(),
                     region: s3.region.clone(),
@@ -125,8 +126,10 @@ impl From<&RunConfig> for RawFile {
             }),
             metrics: Some(RawMetrics {
                 every_kimg: Some(run.metrics.every_kimg),
-                kinds: Some(if run.metrics.swd { vec![MetricKind::Swd] } else { Vec::new() }),
+                kinds: Some(run.metrics.kinds()),
                 images: Some(run.metrics.images),
+                features: Some(run.metrics.features.clone().unwrap_or_else(|| "auto".to_owned())),
+                judge: Some(judge(&run.metrics)),
             }),
             samples: Some(RawSamples { every_kimg: Some(run.samples.every_kimg), grid: Some(run.samples.grid) }),
         }
@@ -182,6 +185,7 @@ fn progan(model: &Architecture) -> RawProGan {
         fmap_base: Some(model.fmap_base),
         fmap_max: Some(model.fmap_max),
         upscale: Some(model.upscale),
+        position_bias: Some(model.position_bias),
         minibatch_stddev_group: Some(model.minibatch_stddev_group),
         gp_norm: Some(model.gp_norm),
         gp_weight: Some(model.gp_weight),
@@ -208,6 +212,7 @@ fn train(train: &Train, model: &Model) -> RawTrain {
         schedule: None,
         precision: Some(train.precision),
         determinism: Some(train.determinism),
+        save_memory: Some(train.save_memory),
         threads: Some(count(train.threads)),
         minibatch_repeats: Some(train.minibatch_repeats),
         d_repeats: Some(train.d_repeats),
@@ -228,7 +233,18 @@ fn train(train: &Train, model: &Model) -> RawTrain {
             train.minibatch.iter().map(|(&r, &n)| (r, Samples(n))),
         )),
         optimizer: Some(optimizer(&train.optimizer)),
+        stop: Some(RawStop {
+            evaluations: Some(train.stop.evaluations),
+            min_gain: Some(train.stop.min_gain),
+            budget: train.stop.budget_s.map(duration::format),
+        }),
     }
+}
+
+/// What is chosen by itself stays so: another list of kinds has another judge.
+fn judge(metrics: &Metrics) -> JudgeKind {
+    let named = metrics.judge.filter(|kind| Some(*kind) != metrics.fittest());
+    named.map_or(JudgeKind::Word(Auto::Auto), JudgeKind::Kind)
 }
 
 fn optimizer(adam: &Adam) -> RawOptimizer {
@@ -242,6 +258,7 @@ fn optimizer(adam: &Adam) -> RawOptimizer {
             adam.learning_rate_by_resolution.iter().map(|(&r, &rate)| (r, Rate(rate))),
         )),
         reset_for_new_lod: Some(adam.reset_for_new_lod),
+        d_rate: Some(adam.d_rate),
     }
 }
 

@@ -7,7 +7,7 @@ use super::convert::Check;
 use super::duration;
 use super::error::{ConfigError, Origin, Problem};
 use super::layers::{Layers, Leaves, gather};
-use super::raw::{RawFile, Resolution};
+use super::raw::{MetricKind, RawFile, Resolution};
 use super::resolved::{Backend, Cluster, Determinism, Model, Precision, RunConfig, Train};
 use crate::families::progan::Architecture;
 use crate::families::{Pairing, pix2pix};
@@ -165,11 +165,30 @@ impl Check<'_> {
         }
     }
 
-    /// What is compared by sets of images made of nothing is not for those made of images.
+    /// What is compared by sets of images made of nothing is not for those made of images, and the other way round.
     fn comparable(&mut self, config: &RunConfig) {
-        if config.metrics.swd && config.model.pairing() != Pairing::One && self.sound(&["metrics.kinds"]) {
-            let message = format!("\"swd\" is not for images of family \"{}\"", config.model.family());
-            self.wrong("metrics.kinds", message, Some("[]".to_owned()));
+        const KINDS: &str = "metrics.kinds";
+        let (metrics, pairing) = (&config.metrics, config.model.pairing());
+        let misfits = [
+            ("swd", metrics.swd && pairing != Pairing::One),
+            ("cycle", metrics.cycle && pairing != Pairing::Unpaired),
+            ("twins", metrics.twins && pairing == Pairing::One),
+        ];
+        let misfit = misfits.into_iter().find(|(_, misfit)| *misfit);
+        if let Some((name, _)) = misfit.filter(|_| self.sound(&[KINDS])) {
+            let message = format!("\"{name}\" is not for images of family \"{}\"", config.model.family());
+            self.wrong(KINDS, message, Some("leave it out of the list".to_owned()));
+        }
+        let alien = metrics.judge.filter(|judge| !metrics.has(*judge) || *judge == MetricKind::Diversity);
+        if alien.is_some() && self.sound(&[KINDS, "metrics.judge"]) {
+            let hint = Some("\"auto\", or one of metrics.kinds that is a distance".to_owned());
+            self.wrong("metrics.judge", "it is not computed, or says nothing of what is better".to_owned(), hint);
+        }
+        let stop = config.train.stop.evaluations > 0 && self.sound(&[KINDS, "metrics.judge", "metrics.every_kimg"]);
+        if stop && (metrics.judge.is_none() || metrics.every_kimg == 0.0) {
+            let message = "nothing is evaluated during training that could be judged".to_owned();
+            let hint = Some("metrics.every_kimg above 0, and a distance in metrics.kinds".to_owned());
+            self.wrong("train.stop.evaluations", message, hint);
         }
     }
 
@@ -270,6 +289,15 @@ impl Check<'_> {
         let bitwise = config.train.determinism == Determinism::Bitwise;
         if !self.sound(&["train.determinism", "cluster.backend", "train.precision", "cluster.workers"]) {
             return;
+        }
+        if config.train.save_memory && !matches!(config.model, Model::CycleGan(_)) && self.sound(&["train.save_memory"])
+        {
+            let message = format!("networks of family \"{}\" have no such way", config.model.family());
+            self.wrong(
+                "train.save_memory",
+                message,
+                Some("train.max_per_worker takes fewer samples at once".to_owned()),
+            );
         }
         if bitwise && config.cluster.backend == Backend::Nccl {
             let message = "\"bitwise\" needs CPU workers: NCCL sums in an order that depends on the world".to_owned();

@@ -3,6 +3,7 @@
 //!
 //! Built only by [`super::resolve`]; a value of these types that came from there cannot be invalid.
 
+use super::raw::MetricKind;
 use crate::families::{self, Family, Pairing, ParameterSpec, cyclegan, pix2pix, progan, sngan};
 use crate::growth::Growth;
 use crate::ids::ImagesSeen;
@@ -55,6 +56,7 @@ impl RunConfig {
         if let Model::CycleGan(architecture) = &mut config.model {
             architecture.pool_size = 0;
         }
+        config.train.save_memory = false;
         config.train.minibatch.clear();
         config.train.minibatch_base = 1;
         config
@@ -143,7 +145,7 @@ impl Model {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Data {
-    /// Folder (read recursively) or ZIP archive; relative paths were made absolute against the experiment file's folder.
+    /// Folder (read recursively) or ZIP archive, as an absolute path or the address of an object store's.
     pub source: String,
     /// Flip each image left to right with probability one half.
     pub mirror: bool,
@@ -171,6 +173,9 @@ pub struct Train {
     pub precision: Precision,
     /// How far results may depend on the number of workers.
     pub determinism: Determinism,
+    /// Whether less memory is worth more time.
+    #[serde(default)]
+    pub save_memory: bool,
     /// Threads per worker on a CPU; 0 = cores divided by the workers of this machine.
     pub threads: u32,
     /// When the networks grow.
@@ -193,6 +198,21 @@ pub struct Train {
     pub tick_kimg: BTreeMap<u32, f64>,
     /// Length of a tick at resolutions not named in `tick_kimg`.
     pub tick_kimg_base: f64,
+    /// When to end before the full length.
+    #[serde(default)]
+    pub stop: Stop,
+}
+
+/// When a run ends before its full length.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stop {
+    /// Evaluations in a row without a better one after which it ends; 0 = never.
+    pub evaluations: u32,
+    /// Share of the best value by which another must be better to count.
+    pub min_gain: f64,
+    /// Seconds of training after which it ends.
+    pub budget_s: Option<f64>,
 }
 
 impl Train {
@@ -202,7 +222,7 @@ impl Train {
         self.minibatch.get(&resolution).copied().unwrap_or(self.minibatch_base)
     }
 
-    /// Learning rate at `resolution`, the same for G and D.
+    /// Learning rate at `resolution`.
     #[must_use]
     pub fn learning_rate_at(&self, resolution: u32) -> f64 {
         self.optimizer.learning_rate_by_resolution.get(&resolution).copied().unwrap_or(self.optimizer.learning_rate)
@@ -314,6 +334,21 @@ pub struct Adam {
     pub learning_rate_by_resolution: BTreeMap<u32, f64>,
     /// Zero moments and step whenever floor or ceil of lod changes.
     pub reset_for_new_lod: bool,
+    /// Learning rate of the discriminator, as a multiple of the generator's.
+    #[serde(default = "same")]
+    pub d_rate: f64,
+}
+
+fn same() -> f64 {
+    1.0
+}
+
+impl Adam {
+    /// What the learning rate is multiplied by for `module`.
+    #[must_use]
+    pub fn rate_of(&self, module: &str) -> f64 {
+        if module == "d" { self.d_rate } else { 1.0 }
+    }
 }
 
 /// Moving average of G's weights.
@@ -408,6 +443,9 @@ pub struct Checkpoint {
     pub keep_last: u32,
     /// Keep every checkpoint at a multiple of this many kimg too; 0 = none.
     pub keep_every_kimg: f64,
+    /// Checkpoints that are kept because the judging metric was best there.
+    #[serde(default)]
+    pub keep_best: u32,
     /// How an S3-compatible store is reached. Never holds a secret.
     pub s3: S3,
 }
@@ -429,15 +467,79 @@ pub struct S3 {
 }
 
 /// Quality metrics.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Metrics {
     /// Distance between evaluations in kimg; 0 = only the untrained network and the end.
     pub every_kimg: f64,
     /// Sliced Wasserstein distance on or off.
     pub swd: bool,
+    /// Kernel distance of features on or off.
+    #[serde(default)]
+    pub kid: bool,
+    /// Frechet distance of features on or off.
+    #[serde(default)]
+    pub frechet: bool,
+    /// Distance after the way there and back on or off.
+    #[serde(default)]
+    pub cycle: bool,
+    /// Distance to the true image on or off.
+    #[serde(default)]
+    pub twins: bool,
+    /// Likeness of made images among themselves on or off.
+    #[serde(default)]
+    pub diversity: bool,
     /// Images on each side of a comparison, at most; never more than the data set holds.
     pub images: u32,
+    /// TorchScript file of the network whose features are compared; `None` is EfficientNet-Lite0 from the cache.
+    #[serde(default)]
+    pub features: Option<String>,
+    /// Metric that says which state is best; `None` where there is none.
+    #[serde(default)]
+    pub judge: Option<MetricKind>,
+}
+
+impl Metrics {
+    /// In the order in which they are fit to judge.
+    const KINDS: [MetricKind; 6] = [
+        MetricKind::Kid,
+        MetricKind::Frechet,
+        MetricKind::Swd,
+        MetricKind::Twins,
+        MetricKind::Cycle,
+        MetricKind::Diversity,
+    ];
+
+    /// Whether `kind` is computed.
+    #[must_use]
+    pub fn has(&self, kind: MetricKind) -> bool {
+        match kind {
+            MetricKind::Swd => self.swd,
+            MetricKind::Kid => self.kid,
+            MetricKind::Frechet => self.frechet,
+            MetricKind::Cycle => self.cycle,
+            MetricKind::Twins => self.twins,
+            MetricKind::Diversity => self.diversity,
+        }
+    }
+
+    /// What is computed, in the order in which it is fit to judge.
+    #[must_use]
+    pub fn kinds(&self) -> Vec<MetricKind> {
+        Self::KINDS.into_iter().filter(|kind| self.has(*kind)).collect()
+    }
+
+    /// The metric that judges where the experiment file names none.
+    #[must_use]
+    pub fn fittest(&self) -> Option<MetricKind> {
+        self.kinds().into_iter().find(|kind| *kind != MetricKind::Diversity)
+    }
+
+    /// Whether features are compared.
+    #[must_use]
+    pub fn compares_features(&self) -> bool {
+        self.kid || self.frechet
+    }
 }
 
 /// Sample grids.

@@ -365,7 +365,10 @@ mod tests {
             ("train.optimizer.learning_rate", "a number from 0.000000000001 to 10"),
             ("train.optimizer.kind", "\"adam\""),
             ("cluster.workers", "\"auto\" or a whole number from 1 to 4096"),
-            ("metrics.kinds", "a list, each item \"swd\""),
+            (
+                "metrics.kinds",
+                "a list, each item one of \"swd\", \"kid\", \"frechet\", \"cycle\", \"twins\", \"diversity\"",
+            ),
             ("samples.grid", "one of \"1080p\", \"4k\""),
         ] {
             assert_eq!(leaf(&path.split('.').collect::<Vec<_>>()), expected, "{path}");

@@ -3,6 +3,7 @@
 //! The other half of a family, its networks and losses, is `worker/src/models/<family>.rs`.
 
 pub mod cyclegan;
+pub mod elsewhere;
 pub mod patchgan;
 pub mod pix2pix;
 pub mod progan;

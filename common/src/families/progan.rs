@@ -22,6 +22,9 @@ pub struct Architecture {
     pub fmap_max: u32,
     /// Order of convolution and scaling.
     pub upscale: Upscale,
+    /// Whether G's first layer has a bias for each position, and not only for each feature map.
+    #[serde(default)]
+    pub position_bias: bool,
     /// Samples that share one minibatch standard deviation; also the unit that is dealt to workers.
     pub minibatch_stddev_group: u32,
     /// Image on which the gradient penalty takes its norm.
@@ -81,8 +84,8 @@ impl Architecture {
             if r == 4 {
                 let latent = i64::from(self.latent_size);
                 list.push(weight("g.4.dense", &[c * 16, latent]));
-                // one bias per channel, not per position: it is added after the reshape
-                list.push(bias("g.4.dense", c));
+                // the authors have one bias per channel, added after the reshape
+                list.push(bias("g.4.dense", if self.position_bias { c * 16 } else { c }));
                 push_layer(&mut list, "g.4.conv", &[c, c, 3, 3]);
             } else {
                 push_layer(&mut list, &format!("g.{r}.conv0"), &[c, self.channels(r / 2), 3, 3]);
@@ -150,6 +153,7 @@ mod tests {
             fmap_base: 8192,
             fmap_max: 512,
             upscale: Upscale::Fused,
+            position_bias: false,
             minibatch_stddev_group: 4,
             gp_norm: GpNorm::Active,
             gp_weight: 10.0,

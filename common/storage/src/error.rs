@@ -62,6 +62,14 @@ pub enum StorageError {
         /// The system's words.
         detail: String,
     },
+    /// A file of this machine, to hold what the store gave, cannot be written.
+    #[error("{file} of this machine cannot be written: {detail}")]
+    Unwritable {
+        /// Its path.
+        file: String,
+        /// The system's words.
+        detail: String,
+    },
     /// What is stored is not what was written.
     #[error("{what} is damaged: expected {expected}, found {found}")]
     Corrupt {

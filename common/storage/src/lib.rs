@@ -15,6 +15,7 @@
 //! | `restore` | listing, loading, the newest checkpoint that can be restored |
 //! | `verify` | re-reading and re-hashing everything |
 //! | `lease` | who coordinates a run |
+//! | `mirror` | objects as files of this machine |
 //! | `sweep` | deleting what nobody needs |
 //! | `probe` | what this store honours |
 //! | `faulty` | stores that fail on purpose |
@@ -24,6 +25,7 @@ mod error;
 pub mod faulty;
 mod lease;
 mod location;
+mod mirror;
 mod open;
 mod probe;
 mod restore;

@@ -117,6 +117,11 @@ impl Store {
         Ok(names)
     }
 
+    /// The root itself.
+    pub(crate) fn path_of_root(&self) -> Path {
+        self.base.clone()
+    }
+
     /// The object `relative` to the root.
     pub(crate) fn path(&self, relative: &str) -> Path {
         relative.split('/').fold(self.base.clone(), |path, part| path.join(part))

@@ -47,8 +47,12 @@ impl Run {
             let manifest = loaded.get(key).and_then(Option::as_ref);
             manifest.is_some_and(|m| m.parts.iter().all(|part| sizes.get(&part.blob.hash) == Some(&part.blob.bytes)))
         };
-        let candidates: Vec<Candidate> =
-            keys.iter().map(|key| Candidate { key: *key, restorable: restorable(key) }).collect();
+        let judgement = |key: &ManifestKey| {
+            loaded.get(key).and_then(Option::as_ref).map(|m| m.cursor.judgement).unwrap_or_default()
+        };
+        let candidate =
+            |key: &ManifestKey| Candidate { key: *key, restorable: restorable(key), judgement: judgement(key) };
+        let candidates: Vec<Candidate> = keys.iter().map(candidate).collect();
         let mut swept = Swept { decisions: retain(&candidates, policy, pinned), ..Swept::default() };
 
         for decision in &swept.decisions {

@@ -8,5 +8,7 @@ mod deaths;
 mod elsewhere;
 mod families;
 mod finished;
+mod health;
 mod object_store;
 mod records;
+mod weights;

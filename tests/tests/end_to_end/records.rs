@@ -34,11 +34,12 @@ fn metrics_are_lines_of_events_among_them_the_distance_with_its_floor() {
             assert!(tick.stats.contains_key(name), "no {name} in {:?}", tick.stats);
         }
     }
-    let distances: Vec<_> =
+    let measured: Vec<_> =
         events.iter().filter_map(|e| if let Event::Quality(quality) = e { Some(quality) } else { None }).collect();
-    assert_eq!(distances.iter().map(|quality| quality.images).collect::<Vec<_>>(), [0, 704], "before and after");
-    for quality in &distances {
-        assert_eq!((quality.metric.as_str(), quality.count), ("swd", 16));
+    let what: Vec<_> = measured.iter().map(|quality| (quality.images, quality.metric.as_str())).collect();
+    assert_eq!(what, [(0, "swd"), (0, "ms_ssim"), (704, "swd"), (704, "ms_ssim")], "before and after");
+    for quality in &measured {
+        assert_eq!(quality.count, 16);
         for values in [&quality.levels, &quality.floor] {
             assert_eq!(values.keys().copied().collect::<Vec<_>>(), [16]);
             assert!(values[&16].is_finite() && values[&16] > 0.0, "{quality:?}");
@@ -46,7 +47,7 @@ fn metrics_are_lines_of_events_among_them_the_distance_with_its_floor() {
     }
     // what scripts saw is what is kept
     let end = &finished().end;
-    assert_eq!((end.events("tick").count(), end.events("quality").count()), (44, 2), "{}", end.story());
+    assert_eq!((end.events("tick").count(), end.events("quality").count()), (44, 4), "{}", end.story());
 }
 
 #[test]

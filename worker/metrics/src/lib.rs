@@ -1,4 +1,5 @@
-//! Quality metrics over sets of images: the sliced Wasserstein distance of the Progressive GAN paper (Karras et al. 2018).
+//! Quality metrics on images: the sliced Wasserstein distance of the Progressive GAN paper (Karras et al. 2018) between sets, and
+//! structural similarity of two.
 //!
 //! Pure computation on bytes: no tensors, no disk, no clock. Every draw comes from [`common::seed`], so the same images and
 //! seed give the same numbers again. A number says nothing without its floor, the same distance between two sets of real
@@ -6,10 +7,12 @@
 
 mod laplacian;
 mod patches;
+mod similarity;
 mod sliced;
 mod source;
 
 pub use laplacian::levels;
+pub use similarity::{ms_ssim, ssim};
 pub use source::{ImageSource, ReadError, Subset};
 
 use std::collections::BTreeMap;

@@ -12,6 +12,8 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <ATen/autocast_mode.h>
+#include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <array>
@@ -247,6 +249,58 @@ struct LeakyPixelNorm : Function<LeakyPixelNorm> {
   }
 };
 
+// bfloat16 or not, on one kind of device, as it was elsewhere.
+struct Halved {
+  Halved(at::DeviceType device, bool on) : device(device), before(at::autocast::is_autocast_enabled(device)) {
+    at::autocast::set_autocast_enabled(device, on);
+  }
+  ~Halved() {
+    at::autocast::set_autocast_enabled(device, before);
+    at::autocast::clear_cache();
+  }
+  const at::DeviceType device;
+  const bool before;
+};
+
+// A residual block of CycleGAN's generator that remembers what came in and nothing else: backward makes the rest once more, in the
+// precision in which it was made.
+struct Residual : Function<Residual> {
+  static Tensor norm(const Tensor& x) { return at::instance_norm(x, {}, {}, {}, {}, /*use_input_stats=*/true, 0.0, 1e-5, false); }
+
+  static Tensor body(const Tensor& x, const Tensor& w1, const Tensor& b1, const Tensor& w2, const Tensor& b2) {
+    const auto inner = at::relu(norm(at::conv2d(at::reflection_pad2d(x, {1, 1, 1, 1}), w1, b1)));
+    return x + norm(at::conv2d(at::reflection_pad2d(inner, {1, 1, 1, 1}), w2, b2));
+  }
+
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& w1, const Tensor& b1, const Tensor& w2,
+                        const Tensor& b2) {
+    ctx->saved_data["halved"] = at::autocast::is_autocast_enabled(x.device().type());
+    ctx->save_for_backward({x, w1, b1, w2, b2});
+    return body(x, w1, b1, w2, b2);
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    refuse_higher("a residual block");
+    variable_list inputs, wanted;
+    for (const auto& saved : ctx->get_saved_variables()) {
+      const size_t i = inputs.size();
+      inputs.push_back(saved.detach().requires_grad_(ctx->needs_input_grad(i)));
+      if (ctx->needs_input_grad(i)) wanted.push_back(inputs.back());
+    }
+    Tensor out;
+    {
+      const Halved halved(inputs[0].device().type(), ctx->saved_data["halved"].toBool());
+      const at::AutoGradMode enabled(true);
+      out = body(inputs[0], inputs[1], inputs[2], inputs[3], inputs[4]);
+    }
+    auto found = torch::autograd::grad({out}, wanted, {grads[0]});
+    variable_list answer;
+    auto next = found.begin();
+    for (size_t i = 0; i < inputs.size(); ++i) answer.push_back(ctx->needs_input_grad(i) ? *next++ : Tensor());
+    return answer;
+  }
+};
+
 }  // namespace
 }  // namespace ganfleet
 
@@ -270,6 +324,11 @@ int gfn_leaky_downscale(at::Tensor* x, double slope, at::Tensor** out) {
 // leaky_relu, then each pixel's features scaled to unit mean square; differentiable once.
 int gfn_leaky_pixel_norm(at::Tensor* x, double slope, double epsilon, at::Tensor** out) {
   return guarded([&] { *out = new at::Tensor(LeakyPixelNorm::apply(*x, slope, epsilon)); });
+}
+
+// A residual block: two 3x3 convolutions over reflected edges, each normed, and what came in. Differentiable once.
+int gfn_residual(at::Tensor* x, at::Tensor* w1, at::Tensor* b1, at::Tensor* w2, at::Tensor* b2, at::Tensor** out) {
+  return guarded([&] { *out = new at::Tensor(Residual::apply(*x, *w1, *b1, *w2, *b2)); });
 }
 
 }  // extern "C"

@@ -3,6 +3,7 @@
 #include "guard.h"
 
 #include <ATen/Context.h>
+#include <ATen/autocast_mode.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/_foreach_lerp.h>
 #include <ATen/ops/_fused_adam.h>
@@ -101,6 +102,21 @@ void gfn_end(int status) { _exit(status); }
 
 // Single precision on the TF32 units of a GPU, in convolutions and products of matrices alike. libtorch's own default is the
 // one with and the other without.
+// bfloat16 for convolutions and matrix products of this thread, on GPUs or on the CPU. Casts of weights are remembered meanwhile.
+int gfn_autocast(bool gpu, bool on) {
+  return guarded([&] {
+    const auto device = gpu ? at::kCUDA : at::kCPU;
+    if (on) {
+      at::autocast::set_autocast_dtype(device, at::kBFloat16);
+      at::autocast::set_autocast_enabled(device, true);
+      at::autocast::increment_nesting();
+    } else {
+      if (at::autocast::decrement_nesting() == 0) at::autocast::clear_cache();
+      at::autocast::set_autocast_enabled(device, false);
+    }
+  });
+}
+
 int gfn_tf32(bool allowed) {
   return guarded([&] {
     at::globalContext().setAllowTF32CuDNN(allowed);

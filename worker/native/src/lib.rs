@@ -14,10 +14,11 @@ mod sys;
 pub use device::DeviceF32;
 pub use hook::GradientHook;
 pub use host::HostF32;
-pub use layers::{Geometry, convolution, leaky_downscale, leaky_pixel_norm, leaky_relu};
+pub use layers::{Geometry, convolution, leaky_downscale, leaky_pixel_norm, leaky_relu, residual};
 
 use std::ffi::CStr;
-use tch::Tensor;
+use std::marker::PhantomData;
+use tch::{Device, Tensor};
 
 /// An operation of libtorch failed.
 #[derive(Debug, thiserror::Error)]
@@ -163,6 +164,35 @@ pub fn tf32_allowed() -> Result<(bool, bool), NativeError> {
     // SAFETY: writes one integer that lives through the call.
     check("tf32_allowed", unsafe { sys::gfn_tf32_allowed(&raw mut allowed) })?;
     Ok((allowed & 1 != 0, allowed & 2 != 0))
+}
+
+/// Convolutions and products of matrices in bfloat16, of this thread, until it is dropped; what needs more precision is computed in
+/// single precision. `tch::autocast` knows neither bfloat16 nor the CPU.
+#[derive(Debug)]
+pub struct Autocast {
+    gpu: bool,
+    /// It belongs to its thread.
+    _here: PhantomData<*const ()>,
+}
+
+impl Autocast {
+    /// On `device`.
+    ///
+    /// # Errors
+    /// When libtorch refuses.
+    pub fn begin(device: Device) -> Result<Self, NativeError> {
+        let gpu = device.is_cuda();
+        // SAFETY: sets switches of libtorch that belong to this thread.
+        check("autocast", unsafe { sys::gfn_autocast(gpu, true) })?;
+        Ok(Self { gpu, _here: PhantomData })
+    }
+}
+
+impl Drop for Autocast {
+    fn drop(&mut self) {
+        // SAFETY: as above; it was begun on this thread.
+        drop(check("autocast", unsafe { sys::gfn_autocast(self.gpu, false) }));
+    }
 }
 
 #[cfg(test)]

@@ -295,6 +295,7 @@ impl Checkpoints {
         let policy = Policy {
             keep_last: checkpoint.keep_last,
             keep_every_images: (checkpoint.keep_every_kimg * 1000.0).round() as u64,
+            keep_best: checkpoint.keep_best,
             grace: SWEEP_GRACE,
         };
         let run = self.run.clone();

@@ -98,6 +98,11 @@ impl Norm {
     }
 }
 
+/// In single precision at least: losses are.
+pub fn single(x: Tensor) -> Tensor {
+    if x.kind() == Kind::BFloat16 { x.to_kind(Kind::Float) } else { x }
+}
+
 /// `by` more pixels on every side, mirrored at the edge.
 pub fn reflect(x: &Tensor, by: i64) -> Tensor {
     x.reflection_pad2d([by; 4])
@@ -136,6 +141,12 @@ impl Conv {
     /// Convolution, zeros around the image.
     pub fn apply(&self, x: &Tensor, stride: i64, padding: i64) -> Tensor {
         x.conv2d(&self.weight, Some(&self.bias), stride, padding, 1, 1)
+    }
+
+    /// `x + norm(other(reflect(relu(norm(self(reflect(x)))))))`, of which backward remembers `x` alone and computes the rest once more.
+    pub fn residual(&self, other: &Self, x: &Tensor) -> Tensor {
+        let made = native::residual(x, [&self.weight, &self.bias, &other.weight, &other.bias]);
+        made.expect("a block's shapes follow from the architecture")
     }
 
     /// Transposed convolution that doubles the side: stride 2, padding 1, output padding 1. Its weight is `[in, out, 3, 3]`.
@@ -202,9 +213,12 @@ impl Layer {
         x.linear(&self.weight, Some(&self.bias))
     }
 
-    /// Dense layer onto a 4x4 image: `[n, in] -> [n, c, 4, 4]`, one bias per channel, added after the reshape.
+    /// Dense layer onto a 4x4 image: `[n, in] -> [n, c, 4, 4]`, one bias per channel, added after the reshape, or one per position.
     pub fn dense_to_4x4(&self, x: &Tensor) -> Tensor {
         let channels = self.bias.size()[0];
+        if channels == self.weight.size()[0] {
+            return self.dense(x).view([-1, channels / 16, 4, 4]);
+        }
         x.linear(&self.weight, None::<Tensor>).view([-1, channels, 4, 4]) + self.bias.view([1, channels, 1, 1])
     }
 

@@ -7,7 +7,7 @@
 //!
 //! Instance norm knows one sample only, so passes of several images through one network are made as one.
 
-use super::blocks::{Conv, instance_norm, l1, range, reflect};
+use super::blocks::{Conv, instance_norm, l1, range, reflect, single};
 use super::patchgan::Judge;
 use super::{Batch, Draw, GanModel, Loss, Phase, Role, Translator, Whole, mean};
 use crate::parameters::Parameters;
@@ -25,10 +25,12 @@ struct Generator {
     blocks: Vec<[Conv; 2]>,
     up: [Conv; 2],
     last: Conv,
+    /// What blocks remember of an image for backward is computed once more there.
+    sparing: bool,
 }
 
 impl Generator {
-    fn new(a: &Architecture, p: &Parameters, direction: &str) -> Self {
+    fn new(a: &Architecture, p: &Parameters, direction: &str, sparing: bool) -> Self {
         let conv = |place: u32, rest: &str| Conv::new(p, &format!("g.{direction}{place}{rest}"));
         let after = FIRST_BLOCK + a.g_blocks;
         Self {
@@ -39,6 +41,7 @@ impl Generator {
                 .collect(),
             up: [after, after + 3].map(|place| conv(place, "")),
             last: conv(after + 7, ""),
+            sparing,
         }
     }
 
@@ -49,6 +52,10 @@ impl Generator {
             x = instance_norm(&conv.apply(&x, 2, 1)).relu_();
         }
         for [one, other] in &self.blocks {
+            if self.sparing {
+                x = one.residual(other, &x);
+                continue;
+            }
             let inner = instance_norm(&one.apply(&reflect(&x, 1), 1, 0)).relu_();
             // not in place: a rectifier's derivative is that of what it gave
             x = &x + instance_norm(&other.apply(&reflect(&inner, 1), 1, 0));
@@ -56,7 +63,7 @@ impl Generator {
         for conv in &self.up {
             x = instance_norm(&conv.transposed(&x)).relu_();
         }
-        self.last.apply(&reflect(&x, 3), 1, 0).tanh()
+        single(self.last.apply(&reflect(&x, 3), 1, 0).tanh())
     }
 }
 
@@ -71,12 +78,21 @@ pub struct CycleGan {
     generators: [Generator; 2],
     /// Of A, of B.
     judges: [Judge; 2],
+    sparing: bool,
 }
 
 impl CycleGan {
-    /// Draws the networks from the run's seed; `minibatch` is the global one.
+    /// Draws the networks from the run's seed; `minibatch` is the global one. Where `sparing`, G's loss goes backward in two parts, and
+    /// blocks compute once more what they need then.
     #[must_use]
-    pub fn new(architecture: Architecture, minibatch: u32, seed: u64, kind: Kind, device: Device) -> Self {
+    pub fn new(
+        architecture: Architecture,
+        minibatch: u32,
+        sparing: bool,
+        seed: u64,
+        kind: Kind,
+        device: Device,
+    ) -> Self {
         let (generators, discriminators) = (architecture.generators(), architecture.discriminators());
         let first_of_d = generators.len() as u64;
         let g = Parameters::draw(generators, seed, 0, kind, device);
@@ -88,7 +104,8 @@ impl CycleGan {
                 Phase { name: "g", module: "g", repeats: 1, reads_images: true, counts_images: false, averages: false },
                 Phase { name: "d", module: "d", repeats: 1, reads_images: true, counts_images: true, averages: false },
             ],
-            generators: DIRECTIONS.map(|direction| Generator::new(&architecture, &g, direction)),
+            generators: DIRECTIONS.map(|direction| Generator::new(&architecture, &g, direction, sparing)),
+            sparing,
             judges: DOMAINS
                 .map(|domain| Judge::new(&architecture.patches(), &d, &format!("d.{domain}"), architecture.gan_loss)),
             architecture,
@@ -137,6 +154,36 @@ impl CycleGan {
         statistics.push(("loss/g", objective.detach()));
         let made = [&fake_a, &fake_b].map(|fake| fake.detach().flatten(1, -1));
         Loss { objective, statistics, handed: Some(Tensor::cat(&made, 1)) }
+    }
+
+    /// The part of G's loss that begins in one domain: there, back, and what is in the other domain already.
+    fn one_way(&self, batch: &Batch, draw: &Draw) -> Loss {
+        let a = &self.architecture;
+        let way = batch.part as usize;
+        let [real_a, real_b] = reals(batch, draw);
+        let (from, to) = if way == 0 { (real_a, real_b) } else { (real_b, real_a) };
+        let (there, back, judge) = (&self.generators[way], &self.generators[1 - way], &self.judges[1 - way]);
+        let [here, other] = if way == 0 { [a.lambda_a, a.lambda_b] } else { [a.lambda_b, a.lambda_a] };
+        let names = [["loss/g_a2b", "l1/cycle_a", "l1/identity_b"], ["loss/g_b2a", "l1/cycle_b", "l1/identity_a"]][way];
+        let n = batch.len();
+        let identity = a.lambda_identity > 0.0;
+        let made = there.forward(&if identity { Tensor::cat(&[&from, &to], 0) } else { from.shallow_clone() });
+        let fake = made.narrow(0, 0, n);
+        let mean = |of_each: &Tensor| mean(of_each, batch);
+        let gan = mean(&judge.distance(&judge.score(&fake), true));
+        let cycle = mean(&l1(&back.forward(&fake), &from));
+        let mut objective = &gan + &cycle * here;
+        let mut statistics = vec![(names[0], gan.detach()), (names[1], cycle.detach())];
+        if identity {
+            let same = mean(&l1(&made.narrow(0, n, n), &to));
+            objective += &same * (other * a.lambda_identity);
+            statistics.push((names[2], same.detach()));
+        }
+        statistics.push(("loss/g", objective.detach()));
+        let fake = fake.detach().flatten(1, -1);
+        let none = fake.zeros_like();
+        let handed = if way == 0 { [&none, &fake] } else { [&fake, &none] };
+        Loss { objective, statistics, handed: Some(Tensor::cat(&handed, 1)) }
     }
 
     /// Half of what each is wrong about real images and about those that it is shown, for both (gan.md 2.3).
@@ -228,9 +275,14 @@ impl GanModel for CycleGan {
 
     fn loss(&self, phase: &Phase, _stage: &Stage, batch: &Batch, draw: &Draw) -> Loss {
         match phase.name {
+            "g" if self.sparing => self.one_way(batch, draw),
             "g" => self.generator_loss(batch, draw),
             _ => self.discriminator_loss(batch, draw),
         }
+    }
+
+    fn parts(&self, phase: &Phase) -> u32 {
+        if phase.name == "g" && self.sparing { 2 } else { 1 }
     }
 
     fn handed(&self, phase: &Phase) -> usize {

@@ -44,6 +44,8 @@ pub struct Batch {
     pub samples: Range<u32>,
     /// Size of the global minibatch: what losses divide by.
     pub total: u32,
+    /// Which of the loss's parts is meant.
+    pub part: u32,
 }
 
 impl Batch {
@@ -156,6 +158,12 @@ pub trait GanModel {
         None
     }
 
+    /// Parts of the loss of `phase`, each of which goes backward by itself; their sum is the loss. What they hand over is added, and so
+    /// are statistics of one name.
+    fn parts(&self, _phase: &Phase) -> u32 {
+        1
+    }
+
     /// The loss of `phase` over `batch`. Changes no state.
     fn loss(&self, phase: &Phase, stage: &Stage, batch: &Batch, draw: &Draw) -> Loss;
 
@@ -224,7 +232,8 @@ pub fn build(config: &RunConfig, kind: Kind, device: Device) -> Box<dyn GanModel
         Model::Sngan(a) => Box::new(sngan::Sngan::new(a.clone(), d_repeats, seed, kind, device)),
         Model::CycleGan(a) => {
             let minibatch = config.train.minibatch_at(a.resolution);
-            Box::new(cyclegan::CycleGan::new(a.clone(), minibatch, seed, kind, device))
+            let sparing = config.train.save_memory;
+            Box::new(cyclegan::CycleGan::new(a.clone(), minibatch, sparing, seed, kind, device))
         }
         Model::Pix2Pix(a) => Box::new(pix2pix::Pix2Pix::new(a.clone(), seed, kind, device)),
     }
@@ -243,7 +252,7 @@ mod testing {
             let images = samples.clone().map(|sample| image(1000 * (domain + 1) + u64::from(sample), side));
             Tensor::stack(&images.collect::<Vec<_>>(), 0)
         };
-        Batch { real: vec![of(0), of(1)], samples: samples.clone(), total }
+        Batch { real: vec![of(0), of(1)], samples: samples.clone(), total, part: 0 }
     }
 
     /// Bytes `[3, side, side]` that depend on `number` alone: libtorch's own generator is one for all tests that run at a time.

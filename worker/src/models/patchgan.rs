@@ -3,7 +3,7 @@
 //! Its norms know one sample only: instance norm, or with a learned scale and shift, which is what batch norm is at the authors'
 //! batch of one.
 
-use super::blocks::{Norm, each, leaky};
+use super::blocks::{Norm, each, leaky, single};
 use super::{Batch, Draw};
 use crate::parameters::Parameters;
 use common::families::cyclegan::GanLoss;
@@ -52,7 +52,7 @@ impl Judge {
                 x = leaky(x);
             }
         }
-        x
+        single(x)
     }
 
     /// How far scores are from what they are to be, for each sample (gan.md 2.3).

@@ -183,11 +183,13 @@ impl Gradients {
         all.dot(&all)
     }
 
-    /// Puts the rows of `samples` where all ranks get them.
+    /// Adds `rows` to those of `samples`, where all ranks get them.
     pub fn hand_over(&self, samples: &Range<u32>, rows: &Tensor) {
         let mut place = self.handed().narrow(0, i64::from(samples.start), samples.len() as i64);
-        // a negative zero would not survive the sum with another rank's
-        no_grad(|| place.copy_(&(rows.detach() + 0.0)));
+        // added to the zeros that lie there: a negative zero would not survive the sum with another rank's
+        no_grad(|| {
+            let _sum = place.g_add_(&rows.detach());
+        });
     }
 
     /// `[minibatch, k]`: the rows of all samples once the reduction is through.

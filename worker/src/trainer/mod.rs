@@ -16,7 +16,7 @@ use crate::models::{Batch, Draw, GanModel, Phase, Whole};
 use crate::optimizer::Optimizer;
 use collective::{CollectiveError, TreeSum, deal};
 use common::chaos::{Deed, Point};
-use common::config::resolved::{Determinism, RunConfig};
+use common::config::resolved::{Determinism, Precision, RunConfig};
 use common::ids::{Generation, ImagesSeen};
 use common::ledger::Mark;
 use common::schedule::{Position, Stage, StateVersion};
@@ -83,6 +83,8 @@ pub struct Trainer {
     statistics: Statistics,
     /// What the step in work told: it counts once the step is taken.
     told: Vec<(String, Tensor, f64)>,
+    /// Where in it the samples in work begin.
+    piece_told: usize,
 }
 
 /// Sums over a tick of what the phases tell, on the device.
@@ -109,7 +111,7 @@ impl Trainer {
     #[must_use]
     pub fn new(config: RunConfig, model: Box<dyn GanModel>, communicator: Communicator, device: Device) -> Self {
         let optimizers = (model.modules().iter())
-            .map(|module| Optimizer::new(config.train.optimizer.clone(), model.parameters(module), device))
+            .map(|module| Optimizer::new(config.train.optimizer.clone(), module, model.parameters(module), device))
             .collect();
         let clones = |list: &[Tensor]| list.iter().map(|t| t.detach()).collect::<Vec<_>>();
         let averaged = model.average().map(|(of, average)| (model.parameters(of).tensors(), average.tensors()));
@@ -138,6 +140,7 @@ impl Trainer {
             poisoned: false,
             statistics: Statistics::default(),
             told: Vec::new(),
+            piece_told: 0,
         }
     }
 
@@ -232,9 +235,14 @@ impl Trainer {
     ) -> Result<Agreed, StepError> {
         gradients.begin(self.model.parameters(phase.module), flags.to_wire())?;
         let mine = self.my_groups();
-        let pieces: Vec<_> = self.stage.micro_batches(&mine).collect();
-        for (i, piece) in pieces.iter().enumerate() {
-            let objective = self.loss(gradients, phase, real, &mine, piece);
+        let parts = self.model.parts(phase);
+        let pieces: Vec<_> = self
+            .stage
+            .micro_batches(&mine)
+            .flat_map(|piece| (0..parts).map(move |part| (piece.clone(), part)))
+            .collect();
+        for (i, (piece, part)) in pieces.iter().enumerate() {
+            let objective = self.loss(gradients, phase, real, &mine, (piece, *part))?;
             if i + 1 == pieces.len() {
                 gradients.arm(self.communicator.launcher());
             }
@@ -264,7 +272,9 @@ impl Trainer {
         tree.restart(self.stage.groups() as usize, as_usize, gradients.flat().numel())?;
         for group in mine.clone() {
             gradients.begin(self.model.parameters(phase.module), [0.0; FLAGS])?;
-            self.loss(gradients, phase, real, &mine, &(group..group + 1)).backward();
+            for part in 0..self.model.parts(phase) {
+                self.loss(gradients, phase, real, &mine, (&(group..group + 1), part))?.backward();
+            }
             tree.push(HostF32::new(gradients.flat())?.as_slice())?;
         }
         self.ordeal.strike(deed, &self.communicator, self.weights());
@@ -275,30 +285,46 @@ impl Trainer {
         Ok(Agreed::from_wire(wire))
     }
 
-    /// The objective of `phase` over the groups of `piece`; its statistics are noted, and what it hands over lies in `gradients`.
+    /// A part of the objective of `phase` over the groups of `piece`; its statistics are noted, and what it hands over lies in
+    /// `gradients`.
     fn loss(
         &mut self,
         gradients: &Gradients,
         phase: &Phase,
         real: &[Tensor],
         mine: &Range<u32>,
-        piece: &Range<u32>,
-    ) -> Tensor {
+        (piece, part): (&Range<u32>, u32),
+    ) -> Result<Tensor, StepError> {
         let samples = self.stage.samples(piece);
         let offset = i64::from(samples.start - self.stage.samples(mine).start);
         let domains = if phase.reads_images { real } else { &[] };
         let piece_of = |domain: &Tensor| domain.narrow(0, offset, samples.len() as i64).to_device(self.device);
         let real = domains.iter().map(piece_of).collect();
-        let batch = Batch { real, samples, total: self.stage.minibatch };
-        let loss = self.model.loss(phase, &self.stage, &batch, &self.drawn());
+        let batch = Batch { real, samples, total: self.stage.minibatch, part };
+        let loss = {
+            let _halved = self.autocast()?;
+            self.model.loss(phase, &self.stage, &batch, &self.drawn())
+        };
         if let Some(handed) = &loss.handed {
             gradients.hand_over(&batch.samples, handed);
         }
+        if part == 0 {
+            self.piece_told = self.told.len();
+        }
         let observations = piece.len() as f64 / f64::from(self.stage.groups());
         for (name, share) in &loss.statistics {
-            self.told.push(((*name).to_owned(), share.shallow_clone(), observations));
+            match self.told[self.piece_told..].iter_mut().find(|(told, ..)| told == name) {
+                Some((_, sum, _)) => *sum = &*sum + share,
+                None => self.told.push(((*name).to_owned(), share.shallow_clone(), observations)),
+            }
         }
-        if self.poisoned { loss.objective * f64::NAN } else { loss.objective }
+        Ok(if self.poisoned { loss.objective * f64::NAN } else { loss.objective })
+    }
+
+    /// Convolutions in bfloat16 until it is dropped, where the run wants them so.
+    fn autocast(&self) -> Result<Option<native::Autocast>, StepError> {
+        let wanted = self.config.train.precision == Precision::Bf16;
+        Ok(wanted.then(|| native::Autocast::begin(self.device)).transpose()?)
     }
 
     /// The random numbers of the step in work.

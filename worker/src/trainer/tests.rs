@@ -89,6 +89,13 @@ fn cyclegan(determinism: &str) -> RunConfig {
     ))
 }
 
+/// The same with less memory.
+fn sparing(determinism: &str) -> RunConfig {
+    let mut config = cyclegan(determinism);
+    config.train.save_memory = true;
+    config
+}
+
 /// A run of a family that trains on pairs, and drops activations.
 fn pix2pix(determinism: &str) -> RunConfig {
     resolved(&format!(
@@ -114,7 +121,7 @@ fn pix2pix(determinism: &str) -> RunConfig {
     ))
 }
 
-fn resolved(text: &str) -> RunConfig {
+pub(crate) fn resolved(text: &str) -> RunConfig {
     let folder = std::path::Path::new("/");
     let layers = Layers { base: Base::File { path: "t.toml", text, folder }, env: &[], set: &[], working_dir: folder };
     resolve(&layers, 1).unwrap_or_else(|e| panic!("{e}")).config
@@ -162,7 +169,7 @@ pub(crate) fn state(trainer: &Trainer) -> String {
 }
 
 /// Runs `f` on every rank of a world of `world`, each in its own thread; the answers in rank order.
-fn on_ranks<T: Send + 'static>(
+pub(crate) fn on_ranks<T: Send + 'static>(
     world: u32,
     config: &RunConfig,
     f: impl Fn(Trainer) -> T + Clone + Send + 'static,
@@ -194,9 +201,13 @@ fn bitwise_runs_of_every_world_end_in_the_same_bits() {
         take(&mut t, STEPS);
         (t.stage().level, state(&t))
     };
-    for (config, resolution) in
-        [(config("bitwise", ""), 16), (sngan("bitwise"), 8), (cyclegan("bitwise"), 8), (pix2pix("bitwise"), 64)]
-    {
+    for (config, resolution) in [
+        (config("bitwise", ""), 16),
+        (sngan("bitwise"), 8),
+        (cyclegan("bitwise"), 8),
+        (sparing("bitwise"), 8),
+        (pix2pix("bitwise"), 64),
+    ] {
         let expected = on_ranks(1, &config, end).remove(0);
         assert_eq!(expected.0.resolution, resolution);
         assert_eq!(expected.0.fading(), config.model.grows());
@@ -384,5 +395,24 @@ fn the_average_converges_on_constant_weights_and_is_not_reset() {
             let gap = (average(&t) - &start).mean(Kind::Float).double_value(&[]);
             assert!((gap - (1.0 - 0.9f64.powi(d_steps))).abs() < 1e-4, "after {d_steps} steps of D: {gap}");
         }
+    }
+}
+
+/// Halved precision trains: parameters stay in single precision and move, and ranks agree.
+#[test]
+fn a_run_in_bfloat16_trains_alike_on_every_rank() {
+    let mut config = cyclegan("fast");
+    config.train.precision = Precision::Bf16;
+    for save_memory in [false, true] {
+        config.train.save_memory = save_memory;
+        let answers = on_ranks(2, &config, |mut t| {
+            let before = t.model().parameters("g").tensors()[0].copy();
+            take(&mut t, 4);
+            let after = &t.model().parameters("g").tensors()[0];
+            assert!(after.kind() == Kind::Float && (after - before).abs().max().double_value(&[]) > 1e-6);
+            assert_eq!(t.skipped_updates(), 0);
+            state(&t)
+        });
+        assert_eq!(answers[0], answers[1]);
     }
 }

@@ -76,7 +76,7 @@ fn a_wrong_key_or_value_is_named_with_file_line_key_expectation_and_nearest_name
         ("[checkpoint]\ns3.region = \"a b\"", "run.toml:5: checkpoint.s3.region: expected the name of a region"),
         (
             "[metrics]\nkinds = [\"fid\"]",
-            "run.toml:5: metrics.kinds: expected a list, each item \"swd\", found a list with \"fid\"",
+            "run.toml:5: metrics.kinds: expected a list, each item one of \"swd\", \"kid\", \"frechet\", \"cycle\", \"twins\", \"diversity\", found a list with \"fid\"",
         ),
         ("[[samples]]\ngrid = \"4k\"", "run.toml:4: samples: expected a table of keys, found a single value"),
         ("[model.resolution]\nx = 1", "run.toml:4: model.resolution: expected one of 4"),
@@ -165,6 +165,17 @@ fn values_that_do_not_fit_together() {
             "[model]\nfamily = \"cyclegan\"\npool_size = 10000\n[metrics]\nkinds = [\"swd\"]",
             "run.toml:8: metrics.kinds: \"swd\" is not for images of family \"cyclegan\"",
         ),
+        (
+            "[metrics]\nkinds = [\"swd\", \"twins\"]",
+            "run.toml:5: metrics.kinds: \"twins\" is not for images of family \"progan\"\n    leave it out of the list",
+        ),
+        ("[metrics]\njudge = \"kid\"", "run.toml:5: metrics.judge: it is not computed"),
+        ("[metrics]\njudge = \"diversity\"", "run.toml:5: metrics.judge: it is not computed, or says nothing"),
+        (
+            "[train.stop]\nevaluations = 3\n[metrics]\nevery_kimg = 0",
+            "run.toml:5: train.stop.evaluations: nothing is evaluated during training",
+        ),
+        ("[train.stop]\nbudget = \"0s\"", "run.toml:5: train.stop.budget: expected 1s to 365d, found \"0s\""),
         (
             "[model]\nfamily = \"cyclegan\"\n[train]\nminibatch = 65536",
             "default: model.pool_size: with the minibatch, image pools of 103 GB",

@@ -15,7 +15,44 @@ pub async fn run(store: &Store) {
     checkpoints(&store.run("checkpoints").unwrap()).await;
     incomplete(&store.run("incomplete").unwrap()).await;
     crate::lease::run(&store.run("lease").unwrap()).await;
-    assert_eq!(store.runs().await.unwrap(), ["blobs", "checkpoints", "files", "incomplete", "large", "lease", "local"]);
+    mirrored(store).await;
+    let all = ["blobs", "checkpoints", "files", "incomplete", "large", "lease", "local", "pictures"];
+    assert_eq!(store.runs().await.unwrap(), all);
+}
+
+/// Objects become files: those that are wanted, once, and others when they change.
+async fn mirrored(store: &Store) {
+    let (cache, run) = (tempfile::tempdir().unwrap(), store.run("pictures").unwrap());
+    let large: Bytes = vec![7u8; (16 << 20) + 5].into();
+    for (name, bytes) in [
+        ("trainA/a.png", Bytes::from_static(b"one")),
+        ("trainB/deep/b.JPG", large.clone()),
+        ("notes.txt", Bytes::new()),
+    ] {
+        run.put_file(name, bytes, Content::Png).await.unwrap();
+    }
+    let heard = std::sync::Mutex::new(Vec::new());
+    let progress = |done, total| heard.lock().unwrap().push((done, total));
+    let mirror = || store.mirror("pictures", &["png", "jpg"], cache.path(), &progress);
+    let folder = mirror().await.unwrap();
+    let read = |name: &str| std::fs::read(folder.join(name));
+    assert_eq!(read("trainA/a.png").unwrap(), b"one");
+    assert!(read("trainB/deep/b.JPG").unwrap() == large && read("notes.txt").is_err());
+    assert_eq!(heard.lock().unwrap().last(), Some(&(2, 2)));
+
+    // the same is there already, for several at once
+    heard.lock().unwrap().clear();
+    let again = join_all([mirror(), mirror()]).await;
+    assert!(again.iter().all(|again| *again.as_ref().unwrap() == folder) && heard.lock().unwrap().is_empty());
+    run.put_file("trainA/a.png", Bytes::from_static(b"other"), Content::Png).await.unwrap();
+    let other = mirror().await.unwrap();
+    assert_eq!(std::fs::read(other.join("trainA/a.png")).unwrap(), b"other");
+    assert_eq!(read("trainA/a.png").unwrap(), b"one");
+
+    let one = store.mirror("pictures/trainA/a.png", &["png"], cache.path(), &|_, _| ()).await.unwrap();
+    assert_eq!((one.file_name().unwrap().to_str(), std::fs::read(&one).unwrap()), (Some("a.png"), b"other".to_vec()));
+    let none = store.mirror("pictures/trainC", &["png"], cache.path(), &|_, _| ()).await;
+    assert!(matches!(none, Err(StorageError::NotFound { .. })), "{none:?}");
 }
 
 async fn blobs(run: &Run) {

@@ -9,7 +9,7 @@ use storage::faulty::{Call, Fault, Faults, Rule};
 use storage::{Run, Swept};
 
 fn policy(keep_last: u32, grace: Duration) -> Policy {
-    Policy { keep_last, keep_every_images: 0, grace }
+    Policy { keep_last, keep_every_images: 0, keep_best: 0, grace }
 }
 
 /// Everything that the tests stored counts as old: no time has to pass.

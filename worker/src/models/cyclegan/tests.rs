@@ -32,7 +32,7 @@ fn architecture() -> Architecture {
 }
 
 fn model(architecture: Architecture) -> CycleGan {
-    CycleGan::new(architecture, MINIBATCH, 7, Kind::Double, Device::Cpu)
+    CycleGan::new(architecture, MINIBATCH, false, 7, Kind::Double, Device::Cpu)
 }
 
 fn draw(step: u64) -> Draw {
@@ -44,17 +44,24 @@ fn batch(samples: std::ops::Range<u32>) -> Batch {
 }
 
 fn loss(model: &CycleGan, phase: usize, samples: std::ops::Range<u32>) -> Loss {
+    loss_of(model, phase, &batch(samples))
+}
+
+fn loss_of(model: &CycleGan, phase: usize, batch: &Batch) -> Loss {
     let phase = &model.phases()[phase];
     for module in model.modules() {
         let active = if *module == phase.module { model.active(module, &STAGE.level) } else { vec![] };
         model.parameters(module).require_gradients(&active);
     }
-    model.loss(phase, &STAGE, &batch(samples), &draw(40))
+    model.loss(phase, &STAGE, batch, &draw(40))
 }
 
 /// The gradient of `phase` over `samples`, flat.
 fn gradient(model: &CycleGan, phase: usize, samples: std::ops::Range<u32>) -> Tensor {
-    let objective = loss(model, phase, samples).objective;
+    gradient_of(model, phase, loss(model, phase, samples).objective)
+}
+
+fn gradient_of(model: &CycleGan, phase: usize, objective: Tensor) -> Tensor {
     let parameters = model.parameters(model.phases()[phase].module);
     let inputs: Vec<&Tensor> = parameters.tensors().iter().collect();
     let grads = Tensor::run_backward(&[objective], &inputs, false, false);
@@ -74,7 +81,7 @@ fn close(a: f64, b: f64) -> bool {
 #[test]
 fn images_keep_their_size_and_scores_are_maps() {
     let narrow = Architecture { g_width: 1, g_blocks: 1, d_width: 1, d_layers: 3, resolution: 256, ..architecture() };
-    let model = CycleGan::new(Architecture { pool_size: 0, ..narrow }, 1, 7, Kind::Float, Device::Cpu);
+    let model = CycleGan::new(Architecture { pool_size: 0, ..narrow }, 1, false, 7, Kind::Float, Device::Cpu);
     let image = Tensor::rand([1, 3, 256, 256], (Kind::Float, Device::Cpu));
     assert_eq!(model.translate(0, &image).size(), [1, 3, 256, 256]);
     assert_eq!(model.judges[0].score(&image).size(), [1, 1, 30, 30]);
@@ -196,4 +203,29 @@ fn what_overflowed_never_stays_in_a_pool() {
     let made = Tensor::full([i64::from(MINIBATCH), 2 * 3 * i64::from(SIDE).pow(2)], f64::NAN, F64);
     settle(&model, made, 0);
     assert!(model.pools.tensors().iter().all(|images| images.isfinite().all().int64_value(&[]) == 1));
+}
+
+/// Both ways one after the other, with blocks that remember nothing, are both ways at once.
+#[test]
+fn less_memory_gives_the_same_gradient() {
+    let plain = model(architecture());
+    let sparing = CycleGan::new(architecture(), MINIBATCH, true, 7, Kind::Double, Device::Cpu);
+    let phase = &sparing.phases()[0].clone();
+    assert_eq!((plain.parts(phase), sparing.parts(phase), sparing.parts(&sparing.phases()[1])), (1, 2, 1));
+    let whole = loss(&plain, 0, 1..4);
+    let parts: Vec<Loss> = (0..2).map(|part| loss_of(&sparing, 0, &Batch { part, ..batch(1..4) })).collect();
+    let handed = parts.iter().map(|part| part.handed.as_ref().unwrap().shallow_clone()).reduce(|a, b| a + b).unwrap();
+    assert!((handed - whole.handed.as_ref().unwrap()).abs().max().double_value(&[]) < 1e-12);
+    let number = |told: &[(&str, Tensor)], name: &str| {
+        told.iter().filter(|(told, _)| *told == name).map(|(_, value)| value.double_value(&[])).sum::<f64>()
+    };
+    let told: Vec<_> =
+        parts.iter().flat_map(|part| part.statistics.iter().map(|(n, t)| (*n, t.shallow_clone()))).collect();
+    for (name, value) in &whole.statistics {
+        assert!(close(number(&told, name), value.double_value(&[])), "{name}");
+    }
+    let expected = gradient_of(&plain, 0, whole.objective);
+    let found = parts.into_iter().map(|part| gradient_of(&sparing, 0, part.objective)).reduce(|a, b| a + b).unwrap();
+    let largest = expected.abs().max().double_value(&[]);
+    assert!((found - expected).abs().max().double_value(&[]) < 1e-12 * largest.max(1.0));
 }

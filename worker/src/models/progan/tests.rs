@@ -10,6 +10,7 @@ fn narrow(resolution: u32, upscale: Upscale) -> Architecture {
         fmap_base: 128,
         fmap_max: 16,
         upscale,
+        position_bias: false,
         minibatch_stddev_group: 4,
         gp_norm: GpNorm::Active,
         gp_weight: 10.0,
@@ -56,7 +57,7 @@ fn gradient(model: &ProGan, phase: usize, stage: &Stage, samples: std::ops::Rang
         model.parameters(module).require_gradients(&active);
     }
     let real = phase.reads_images.then(|| bytes(&samples, stage.level.resolution)).into_iter().collect();
-    let loss = model.loss(phase, stage, &Batch { real, samples, total: 8 }, &draw());
+    let loss = model.loss(phase, stage, &Batch { real, samples, total: 8, part: 0 }, &draw());
     let parameters = model.parameters(phase.module);
     let inputs: Vec<&Tensor> =
         model.active(phase.module, &stage.level).into_iter().map(|i| &parameters.tensors()[i]).collect();
@@ -174,7 +175,7 @@ fn full_and_active_norms_differ_by_the_scale_of_the_image() {
         let model = model(Architecture { gp_norm, ..narrow(16, Upscale::Unfused) });
         let phase = &model.phases()[0];
         let samples = 0..8;
-        let batch = Batch { real: vec![bytes(&samples, 4)], samples, total: 8 };
+        let batch = Batch { real: vec![bytes(&samples, 4)], samples, total: 8, part: 0 };
         let loss = model.loss(phase, &stage(2.0, 4), &batch, &draw());
         let (_, value) = loss.statistics.into_iter().find(|(name, _)| *name == "gradient_norm/mix").expect("named");
         value.double_value(&[])
@@ -206,7 +207,7 @@ fn the_gradient_of_d_is_the_slope_of_its_loss() {
     let parameters = model.parameters("d");
     let loss = || {
         let samples = 0..8;
-        let batch = Batch { real: vec![bytes(&samples, 8)], samples, total: 8 };
+        let batch = Batch { real: vec![bytes(&samples, 8)], samples, total: 8, part: 0 };
         model.loss(&model.phases()[0], &stage, &batch, &draw()).objective.double_value(&[])
     };
     let mut offset = 0;

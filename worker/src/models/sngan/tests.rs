@@ -20,7 +20,7 @@ fn model() -> Sngan {
 fn batch(samples: std::ops::Range<u32>) -> Batch {
     let pixels: Vec<u8> = samples.clone().flat_map(|s| (0..192u32).map(move |i| (s * 31 + i * 7) as u8)).collect();
     let real = Tensor::from_data_size(&pixels, &[samples.len() as i64, 3, 8, 8], Kind::Uint8);
-    Batch { real: vec![real], samples, total: 8 }
+    Batch { real: vec![real], samples, total: 8, part: 0 }
 }
 
 fn objective(model: &Sngan, phase: usize, samples: std::ops::Range<u32>) -> Tensor {

@@ -1,25 +1,15 @@
 //! How far the made images are from the real ones: the sliced Wasserstein distance, with the floor that real images have
 //! among themselves.
 
+use super::{EvaluateError, trained_on};
 use crate::generate;
-use crate::trainer::{StepError, Trainer};
+use crate::trainer::Trainer;
 use common::growth::Level;
-use common::metrics::Quality;
-use common::seed::{Purpose, Stream};
+use common::metrics::{Quality, names};
+use common::seed::Purpose;
 use data::Pyramid;
-use metrics::{ImageSource, ReadError, Subset, SwdError, swd};
+use metrics::{ImageSource, ReadError, Subset, swd};
 use std::collections::BTreeMap;
-
-/// Why there is no value.
-#[derive(Debug, thiserror::Error)]
-pub enum EvaluateError {
-    /// Another rank is gone.
-    #[error(transparent)]
-    Step(#[from] StepError),
-    /// The metric refuses.
-    #[error(transparent)]
-    Swd(#[from] SwdError),
-}
 
 /// The training images at one resolution, mirrored as training mirrors them: each once, by its own coin.
 struct Reals<'a> {
@@ -34,11 +24,7 @@ impl ImageSource for Reals<'_> {
     }
 
     fn read(&self, index: usize, out: &mut [u8]) -> Result<(), ReadError> {
-        self.pyramid.read(self.resolution, index, out)?;
-        if self.mirror.is_some_and(|seed| Stream::new(seed, Purpose::Metric, u64::MAX, index as u64).coin()) {
-            out.chunks_exact_mut(self.resolution as usize).for_each(<[u8]>::reverse);
-        }
-        Ok(())
+        Ok(trained_on(self.pyramid, index, self.resolution, self.mirror, out)?)
     }
 }
 
@@ -60,16 +46,14 @@ impl ImageSource for Made<'_> {
     }
 }
 
-/// The two halves between which the floor is measured. Files whose names agree up to the first `-` show one subject (the
-/// same person in other colours, say) and stay on one side, or the floor would be too low.
-fn halves(pyramid: &Pyramid) -> (Vec<usize>, Vec<usize>) {
-    let subject = |index: usize| {
-        let name = pyramid.name(index).unwrap_or_default();
-        name.rsplit('/').next().unwrap_or_default().split(['-', '.']).next().unwrap_or_default().to_owned()
-    };
-    let mut subjects: BTreeMap<String, Vec<usize>> = BTreeMap::new();
-    for index in 0..pyramid.len() {
-        subjects.entry(subject(index)).or_default().push(index);
+/// The two halves of images of these `names` between which a floor is measured. Files whose names agree up to the first `-` show one
+/// subject (the same person in other colours, say) and stay on one side, or the floor would be too low.
+pub(super) fn halves<'a>(names: impl Iterator<Item = &'a str>) -> (Vec<usize>, Vec<usize>) {
+    let subject =
+        |name: &'a str| name.rsplit('/').next().unwrap_or_default().split(['-', '.']).next().unwrap_or_default();
+    let mut subjects: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+    for (index, name) in names.enumerate() {
+        subjects.entry(subject(name)).or_default().push(index);
     }
     let mut sides = (Vec::new(), Vec::new());
     let mut groups: Vec<_> = subjects.into_values().collect();
@@ -86,7 +70,7 @@ fn halves(pyramid: &Pyramid) -> (Vec<usize>, Vec<usize>) {
 ///
 /// # Errors
 /// When a rank is lost or an image cannot be read.
-pub fn sliced_wasserstein(
+pub fn wasserstein(
     trainer: &mut Trainer,
     pyramid: &Pyramid,
     level: Level,
@@ -106,7 +90,7 @@ pub fn sliced_wasserstein(
     let floor = match floors.get(&resolution) {
         Some(known) => known.clone(),
         None => {
-            let (one, other) = halves(pyramid);
+            let (one, other) = halves((0..pyramid.len()).map(|index| pyramid.name(index).unwrap_or_default()));
             let half = one.len().min(other.len()).min(count as usize);
             let (a, b) = (Subset { source: &reals, indices: one }, Subset { source: &reals, indices: other });
             let floor = if half > 0 { swd(&a, &b, resolution, half, seed)? } else { BTreeMap::new() };
@@ -114,6 +98,5 @@ pub fn sliced_wasserstein(
             floor
         }
     };
-    let images = trainer.position().images;
-    Ok(Some(Quality { images, metric: "swd".to_owned(), count, levels, floor }))
+    Ok(Some(Quality { metric: names::SWD.to_owned(), count, levels, floor, ..Quality::default() }))
 }
