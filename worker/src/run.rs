@@ -200,6 +200,7 @@ impl<'t, 'a> Training<'t, 'a> {
         }
         // the last generation may have broken before it did what was due
         if self.trainer.position().begins_cycle() && self.images() > self.cycle_began {
+            self.evaluate_if_due()?;
             self.between_cycles()?;
         }
         let ending = loop {
