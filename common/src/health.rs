@@ -9,6 +9,7 @@ use crate::config::resolved::Model;
 use crate::families::cyclegan::GanLoss;
 use crate::metrics::{Event, Quality, Tick, Verdict, names};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::f64::consts::LN_2;
 
 /// Ticks in a row that must say the same of a discriminator.
 pub const TICKS: usize = 4;
@@ -25,6 +26,8 @@ const TURNS: usize = 4;
 const DIVERSE: f64 = 0.25;
 /// ...or by less than this at all.
 const ALIKE: f64 = 0.02;
+/// Side of the smallest images of which that is said, in pixels.
+const LEAST_SIDE: u32 = 16;
 /// A translation changes nothing where it changes less than this share of the difference between images of both domains.
 const UNCHANGED: f64 = 0.08;
 /// Brightness is turned round where its correlation with the input's is below this.
@@ -37,8 +40,8 @@ const LOST: f64 = 0.7;
 pub struct Health {
     scale: Scale,
     ticks: VecDeque<Tick>,
-    /// How often in a row evaluations have said each thing of each direction.
-    said: BTreeMap<(&'static str, String), u32>,
+    /// How often in a row evaluations have said each thing of each direction, and at which image the last one did.
+    said: BTreeMap<(&'static str, String), (u32, u64)>,
     told: BTreeSet<(&'static str, String)>,
 }
 
@@ -55,14 +58,14 @@ impl Scale {
     fn of(model: &Model) -> Self {
         let loss = match model {
             Model::ProGan(_) => return Self::Scores,
-            // max(0, 1 - real) + max(0, 1 + made)
-            Model::Sngan(_) => return Self::Loss { guess: 2.0, won: 0.02 },
+            // softplus(-real) + softplus(made)
+            Model::Sngan(_) => return Self::Loss { guess: 2.0 * LN_2, won: 0.02 },
             Model::CycleGan(a) => a.gan_loss,
             Model::Pix2Pix(a) => a.gan_loss,
         };
         match loss {
             GanLoss::Lsgan => Self::Loss { guess: 0.25, won: 0.005 },
-            GanLoss::Vanilla => Self::Loss { guess: std::f64::consts::LN_2, won: 0.02 },
+            GanLoss::Vanilla => Self::Loss { guess: LN_2, won: 0.02 },
             GanLoss::Wgangp => Self::Scores,
         }
     }
@@ -140,8 +143,9 @@ impl Health {
             let size = values.iter().map(|value| value.abs()).sum::<f64>() / values.len() as f64;
             let step = steps.iter().map(|step| step.abs()).sum::<f64>() / steps.len() as f64;
             let turns = steps.windows(2).filter(|pair| pair[0] * pair[1] < 0.0).count();
-            // a loss that is not finite swings in every sense
-            let swings = !size.is_finite() || (turns >= TURNS && step > SWING * size);
+            // a loss that is not finite swings in every sense; that of a critic has no size of its own, and may hover around 0
+            let sized = self.scale != Scale::Scores;
+            let swings = !size.is_finite() || (sized && turns >= TURNS && step > SWING * size);
             swings.then(|| Sign {
                 evidence: format!(
                     "over {SWINGS} ticks {name} is {size:.3} in the mean and changes by {step:.3} from tick to tick, {turns} times back"
@@ -161,12 +165,20 @@ impl Health {
         let (what, wrong, evidence, advice) = match quality.metric.as_str() {
             names::DIVERSITY => {
                 let real = floor?;
-                // of data that are one image nothing else can be learned
-                let alike = 1.0 - value < ALIKE || 1.0 - value < DIVERSE * (1.0 - real) || 1.0 - real < ALIKE;
+                // a handful of pixels are alike without meaning anything
+                if quality.levels.keys().any(|side| *side < LEAST_SIDE) {
+                    return None;
+                }
                 let evidence = format!(
                     "made images are alike by {value:.3} (MS-SSIM of pairs; 1 is equal), real ones by {real:.3}"
                 );
-                ("collapse", alike, evidence, COLLAPSE)
+                if 1.0 - real < ALIKE {
+                    // nothing else can be learned of such data
+                    ("one_image", true, evidence, ONE_IMAGE)
+                } else {
+                    let alike = 1.0 - value < ALIKE || 1.0 - value < DIVERSE * (1.0 - real);
+                    ("collapse", alike, evidence, COLLAPSE)
+                }
             }
             names::CHANGE => {
                 let apart = untouched?;
@@ -191,8 +203,11 @@ impl Health {
         };
         let key = (what, quality.of.clone());
         // an untrained network is none of these
-        let times = if wrong && quality.images > 0 { self.said.get(&key).copied().unwrap_or(0) + 1 } else { 0 };
-        self.said.insert(key, times);
+        let (before, at) = self.said.get(&key).copied().unwrap_or_default();
+        // what is said once more, after a broken generation or a way back, is no second evaluation
+        let again = u32::from(quality.images > at);
+        let times = if wrong && quality.images > 0 { before + again } else { 0 };
+        self.said.insert(key, (times, quality.images.max(at)));
         let sign = (times >= EVALUATIONS).then_some(Sign { evidence, advice });
         self.tell(quality.images, what, quality.of.clone(), sign)
     }
@@ -229,6 +244,7 @@ const D_LOST: &str = "the discriminator does worse than guessing: does it learn 
 const OSCILLATION: &str = "a lower learning rate, beta1 = 0.5 or 0, a larger minibatch";
 const COLLAPSE: &str = "the generator makes one image of everything: go back to a checkpoint before it, with a lower learning rate; a larger \
                         minibatch; look whether the data hold the same image many times";
+const ONE_IMAGE: &str = "the real images that were looked at are all alike: look at the data, for one image many times over, or frames of one scene";
 const IDENTITY: &str = "images come out as they went in: a smaller lambda_identity and lambda_a, lambda_b, or train on";
 const INVERSION: &str =
     "light became dark, which the way back undoes: lambda_identity = 0.5 in the first passes cures it, or another seed";
@@ -337,11 +353,36 @@ mod tests {
     }
 
     #[test]
-    fn images_that_are_all_one_are_a_collapse_even_where_the_data_are_one() {
+    fn data_that_are_one_image_are_said_to_be_so() {
         for made in [0.995, 0.5] {
             let told = said(&mut lsgan(), (1..4).map(|i| quality(i, names::DIVERSITY, made, 1.0, 0.0)));
-            assert_eq!(told, [(2, "collapse".to_owned())], "{made}");
+            assert_eq!(told, [(2, "one_image".to_owned())], "{made}");
         }
+    }
+
+    #[test]
+    fn one_evaluation_that_is_said_twice_counts_once() {
+        let at = |i| quality(i, names::CHANGE, 0.0, 0.0, 0.3);
+        assert_eq!(said(&mut lsgan(), [at(5), at(5), at(3)]), []);
+        assert_eq!(said(&mut lsgan(), [at(5), at(5), at(6)]), [(6, "identity".to_owned())]);
+    }
+
+    #[test]
+    fn a_critic_whose_loss_hovers_around_0_does_not_swing() {
+        let hover = |i: u64| tick(i, &[("loss/g", if i.is_multiple_of(2) { 1.0 } else { -1.0 })]);
+        assert_eq!(said(&mut scores(), (1..30).map(hover)), []);
+        let broken = |i: u64| tick(i, &[("loss/g", f64::INFINITY)]);
+        assert_eq!(said(&mut scores(), (1..10).map(broken)), [(8, "oscillation".to_owned())]);
+    }
+
+    #[test]
+    fn a_few_pixels_are_no_collapse() {
+        let few = |i| {
+            let at = |value| BTreeMap::from([(4, value)]);
+            let metric = names::DIVERSITY.to_owned();
+            Event::Quality(Quality { images: i, metric, levels: at(0.999), floor: at(0.99), ..Quality::default() })
+        };
+        assert_eq!(said(&mut lsgan(), (1..9).map(few)), []);
     }
 
     #[test]

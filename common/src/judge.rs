@@ -5,11 +5,11 @@ use crate::metrics::{Quality, names};
 use serde::{Deserialize, Serialize};
 
 /// What the judging metric has said so far: part of a run's state, the same on every rank.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Judgement {
-    /// Whose values they are.
-    pub kind: Option<MetricKind>,
+    /// What can be compared: metric, network, images, resolution. Empty before the first evaluation.
+    pub basis: String,
     /// Images seen at the last evaluation; 0 before the first one.
     pub at: u64,
     /// Its value: smaller is better.
@@ -24,10 +24,10 @@ pub struct Judgement {
     pub since: u32,
 }
 
-/// The value by which `kind` judges what was evaluated together: the mean over what was judged, smaller is better. `None` where none of
-/// `qualities` says it, or it is not finite.
+/// The value by which `kind` judges what was evaluated together, the mean over what was judged, smaller is better; and its basis. `None`
+/// where none of `qualities` says it, or it is not finite.
 #[must_use]
-pub fn value(kind: MetricKind, qualities: &[Quality]) -> Option<f64> {
+pub fn value(kind: MetricKind, qualities: &[Quality]) -> Option<(f64, String)> {
     let name = match kind {
         MetricKind::Swd => names::SWD,
         MetricKind::Kid => names::KID,
@@ -36,17 +36,21 @@ pub fn value(kind: MetricKind, qualities: &[Quality]) -> Option<f64> {
         MetricKind::Twins => names::TWIN_L1,
         MetricKind::Diversity => return None,
     };
-    let values: Vec<f64> = qualities.iter().filter(|quality| quality.metric == name).map(Quality::mean).collect();
-    let mean = values.iter().sum::<f64>() / values.len() as f64;
-    mean.is_finite().then_some(mean)
+    let told: Vec<&Quality> = qualities.iter().filter(|quality| quality.metric == name).collect();
+    let first = told.first()?;
+    let mean = told.iter().map(|quality| quality.mean()).sum::<f64>() / told.len() as f64;
+    let sides: Vec<String> = first.levels.keys().map(|side| format!("{side} px")).collect();
+    let of = [name.to_owned(), first.features.clone(), format!("{} images", first.count), sides.join(" ")];
+    let basis: Vec<String> = of.into_iter().filter(|part| !part.is_empty()).collect();
+    mean.is_finite().then(|| (mean, basis.join(", ")))
 }
 
 impl Judgement {
     /// Takes in the `value` at `images`; whether it is the best so far. It counts as better where it is so by `min_gain`, a share of
-    /// the last one that counted: small steps count once they have come to as much. What another `kind` said counts no more.
-    pub fn hear(&mut self, kind: MetricKind, images: u64, value: f64, min_gain: f64) -> bool {
-        let first = self.kind != Some(kind);
-        self.kind = Some(kind);
+    /// the last one that counted: small steps count once they have come to as much. What was said on another `basis` counts no more.
+    pub fn hear(&mut self, basis: &str, images: u64, value: f64, min_gain: f64) -> bool {
+        let first = self.basis != basis;
+        basis.clone_into(&mut self.basis);
         let best = first || value < self.best;
         // the kernel distance is negative at its best
         let counts = first || value < self.mark - self.mark.abs() * min_gain;
@@ -73,7 +77,7 @@ mod tests {
     use super::*;
     use std::collections::BTreeMap;
 
-    const KID: MetricKind = MetricKind::Kid;
+    const KID: &str = "kid, net, 9 images, 64 px";
 
     fn quality(metric: &str, levels: &[(u32, f64)]) -> Quality {
         Quality { metric: metric.to_owned(), levels: levels.iter().copied().collect(), ..Quality::default() }
@@ -86,8 +90,8 @@ mod tests {
             quality(names::KID, &[(64, 0.3)]),
             quality(names::SWD, &[(32, 4.0), (16, 8.0)]),
         ];
-        assert!((value(MetricKind::Kid, &told).unwrap() - 0.2).abs() < 1e-12);
-        assert_eq!(value(MetricKind::Swd, &told), Some(6.0));
+        assert!((value(MetricKind::Kid, &told).unwrap().0 - 0.2).abs() < 1e-12);
+        assert_eq!(value(MetricKind::Swd, &told), Some((6.0, "swd, 0 images, 16 px 32 px".to_owned())));
         assert_eq!(value(MetricKind::Cycle, &told), None);
         assert_eq!(value(MetricKind::Swd, &[quality(names::SWD, &[(4, f64::NAN)])]), None);
         assert_eq!(quality(names::SWD, &[]).levels, BTreeMap::new());
@@ -114,10 +118,10 @@ mod tests {
     }
 
     #[test]
-    fn another_metric_begins_anew() {
+    fn another_metric_or_resolution_begins_anew() {
         let mut judgement = Judgement::default();
         judgement.hear(KID, 1, 0.1, 0.0);
-        assert!(judgement.hear(MetricKind::Swd, 2, 9.0, 0.0));
+        assert!(judgement.hear("kid, net, 9 images, 128 px", 2, 9.0, 0.0));
         assert_eq!((judgement.best, judgement.best_at, judgement.since), (9.0, 2, 0));
     }
 }

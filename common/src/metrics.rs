@@ -30,6 +30,14 @@ impl Event {
     }
 }
 
+impl Event {
+    /// Whether the run is to end because of it.
+    #[must_use]
+    pub fn ends(&self) -> bool {
+        matches!(self, Self::Verdict(verdict) if verdict.what == STOP)
+    }
+}
+
 /// A [`Verdict`] that ends the run: its coordinator has it stopped.
 pub const STOP: &str = "stop";
 

@@ -313,9 +313,10 @@ impl<'a> Driver<'a> {
                     return;
                 }
                 let again = self.found == Some(Generation(tick.generation));
-                match serde_json::from_str(&tick.event) {
+                match serde_json::from_str::<metrics::Event>(&tick.event) {
                     // the coordinator before had heard it, and could not say so any more
-                    Ok(event) if again && self.records.has(&event) => {}
+                    // but what is to be done is done, whoever heard it first
+                    Ok(event) if again && !event.ends() && self.records.has(&event) => {}
                     Ok(event) => self.metric(event),
                     Err(error) => tracing::warn!("worker {worker} sent a metric that cannot be read: {error}"),
                 }

@@ -16,7 +16,10 @@ use coordinator_core::Stored;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use storage::{Run, RunUrl, Store};
+use storage::{Run, RunUrl, StorageError, Store};
+
+/// Largest configuration that is read.
+const CONFIG_BYTES: u64 = 1 << 20;
 
 /// What `--resume` says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -191,6 +194,15 @@ pub async fn of_import(file: PathBuf, overrides: &Overrides) -> Result<RunConfig
             run.url()
         );
         return Err(Failure::new(Exit::Config, message));
+    }
+    // one that was begun and has none yet would take the weights for its own, later or earlier than what it trains
+    match run.get_file("config.json", CONFIG_BYTES).await {
+        Err(StorageError::NotFound { .. }) => {}
+        Err(error) => return Err(error.into()),
+        Ok(_) => {
+            let message = format!("the run {} was begun already: give the new run another name", run.url());
+            return Err(Failure::new(Exit::Config, message));
+        }
     }
     usable(&run).await?;
     Ok(config)

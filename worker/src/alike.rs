@@ -20,6 +20,7 @@ const CONFIG_BYTES: u64 = 1 << 20;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Holding {
     dataset: Dataset,
+    features: String,
     facts: BTreeMap<String, String>,
 }
 
@@ -53,9 +54,10 @@ pub fn agree(
     ranks: &mut Ranks,
     config: &RunConfig,
     dataset: &Dataset,
+    features: &str,
     facts: &BTreeMap<String, String>,
 ) -> Result<(), Failure> {
-    let mine = Holding { dataset: dataset.clone(), facts: facts.clone() };
+    let mine = Holding { dataset: dataset.clone(), features: features.to_owned(), facts: facts.clone() };
     let told = ranks.together(|mesh| mesh.all_gather_bytes(&serde_json::to_vec(&mine).unwrap_or_default()))?;
     let heard = (0..).zip(&told).map(|(rank, bytes)| {
         let other = |error| format!("what it has cannot be read ({error}); is it of another version?");
@@ -74,6 +76,12 @@ fn judge(all: &[Holding], determinism: Determinism) -> Result<(), Failure> {
                 "rank {rank} has other training images than rank 0 ({} images, fingerprint {}; rank 0: {} images, {}): give every \
                  host the same",
                 theirs.images, theirs.fingerprint, ours.images, ours.fingerprint
+            )));
+        }
+        if first.features != other.features {
+            return Err(Failure::Unsupported(format!(
+                "rank {rank} compares features of the network \"{}\", rank 0 those of \"{}\": give every host the same metrics.features",
+                other.features, first.features
             )));
         }
         let differing = first.facts.iter().find(|(name, value)| other.facts.get(*name) != Some(value));
@@ -95,7 +103,7 @@ mod tests {
     fn holding(fingerprint: &str, threads: u32) -> Holding {
         let facts =
             BTreeMap::from([("isa".to_owned(), "avx2".to_owned()), ("threads".to_owned(), threads.to_string())]);
-        Holding { dataset: Dataset { fingerprint: fingerprint.to_owned(), images: 3 }, facts }
+        Holding { dataset: Dataset { fingerprint: fingerprint.to_owned(), images: 3 }, features: String::new(), facts }
     }
 
     #[test]
@@ -106,6 +114,9 @@ mod tests {
         let images = judge(&[holding("a", 2), holding("a", 2), holding("b", 2)], Fast).unwrap_err();
         assert_eq!(images.exit(), common::exit::Exit::Data);
         assert!(images.to_string().contains("rank 2 has other training images"), "{images}");
+        let other = Holding { features: "net 1234".to_owned(), ..holding("a", 2) };
+        let features = judge(&[holding("a", 2), other], Fast).unwrap_err();
+        assert!(features.to_string().contains("rank 1 compares features of the network \"net 1234\""), "{features}");
         let mixed = [holding("a", 2), holding("a", 4)];
         assert!(judge(&mixed, Fast).is_ok());
         let threads = judge(&mixed, Bitwise).unwrap_err();

@@ -53,7 +53,7 @@ pub fn images(
 /// When a rank is lost.
 pub fn samples(trainer: &mut Trainer, purpose: Purpose, level: Level, count: u32) -> Result<Vec<u8>, StepError> {
     let (seed, device) = (trainer.config().seed, trainer.device());
-    together(trainer, 3 * level.resolution.pow(2) as usize, count, |trainer, mine| {
+    together(trainer, (3 * level.resolution.pow(2) as usize, u32::MAX), count, |trainer, mine| {
         let sampler = trainer.model().role().sampler();
         sampler.map_or_else(Vec::new, |sampler| {
             let size = sampler.latent_size();
@@ -62,20 +62,20 @@ pub fn samples(trainer: &mut Trainer, purpose: Purpose, level: Level, count: u32
     })
 }
 
-/// `count` things of `each` bytes, made by all ranks and known to all: `make` is asked for a range of them. Every rank calls it at
-/// the same step.
+/// `count` things of `each` bytes, made by all ranks and known to all: `make` is asked for a range of them, `at_once` at most. Every
+/// rank calls it at the same step.
 ///
 /// # Errors
 /// When a rank is lost.
 pub fn together(
     trainer: &mut Trainer,
-    each: usize,
+    (each, at_once): (usize, u32),
     count: u32,
     mut make: impl FnMut(&Trainer, Range<u32>) -> Vec<u8>,
 ) -> Result<Vec<u8>, StepError> {
     let (rank, world) = (trainer.communicator().rank(), trainer.communicator().world());
     // each round, every rank makes the same number of them, and the round fits in one exchange
-    let most = (EXCHANGE / each / world as usize).clamp(1, count.max(1) as usize) as u32;
+    let most = (EXCHANGE / each / world as usize).clamp(1, count.max(1).min(at_once) as usize) as u32;
     let mut all = Vec::with_capacity(count as usize * each);
     let mut start = 0;
     while start < count {

@@ -201,7 +201,7 @@ impl Worker {
         self.doing(agent, Activity::Form);
         let mut ranks = self.connect(agent, assignment, peers)?;
         ranks.set_deadline(COLLECTIVE);
-        alike::agree(&mut ranks, &self.config, &self.dataset, &environment)?;
+        alike::agree(&mut ranks, &self.config, &self.dataset, self.evaluator.features(), &environment)?;
         self.doing(agent, Activity::Restore);
         self.account();
         let carried = match assignment.rollback {
@@ -274,8 +274,10 @@ impl Worker {
                 if assignment.rank.0 == 0 {
                     tell_differences(&manifest, &self.dataset, environment);
                 }
-                let done = manifest.cursor.cycle_images;
-                Carried { cursor: manifest.cursor.clone(), done, parent: Some(manifest), tally }
+                let (done, mut cursor) = (manifest.cursor.cycle_images, manifest.cursor.clone());
+                // whoever goes on with a run that stood still wants to see more of it
+                cursor.judgement.since = 0;
+                Carried { cursor, done, parent: Some(manifest), tally }
             }
         };
         if assignment.redraw {

@@ -76,7 +76,7 @@ fn translations(
     let (source, device) = (translator.source(direction), trainer.device());
     let row = columns as usize * image_bytes(resolution);
     let mut unreadable = None;
-    let pictures = generate::together(trainer, row, rows, |trainer, mine| {
+    let pictures = generate::together(trainer, (row, u32::MAX), rows, |trainer, mine| {
         let Role::Translator(translator) = trainer.model().role() else { return Vec::new() };
         let real = |domain, index| -> Result<Tensor, DataError> {
             Ok(range(&images.look(domain, index, resolution)?, resolution, device))

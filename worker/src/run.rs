@@ -34,6 +34,9 @@ const LOOK: u64 = 16;
 const WAY: u64 = 64;
 const WAY_SHARE: usize = 16;
 
+/// Between two words that the run is to end, while it does not.
+const SAY_AGAIN: Duration = Duration::from_secs(30);
+
 /// What training needs besides the trainer.
 pub struct Parts<'a> {
     /// The session with the coordinator.
@@ -74,11 +77,12 @@ struct Training<'t, 'a> {
     seconds_before: f64,
     best: BTreeMap<String, f64>,
     judgement: Judgement,
-    /// The last evaluation is the best one, and no checkpoint was begun since.
-    keep: bool,
-    /// It was said that the judging metric stands still, or that the time of training is used up.
-    still: bool,
-    spent: bool,
+    /// That nothing judges, although something was to, was said.
+    unjudged: bool,
+    /// Why the run is to end, and when that was said last.
+    concluded: Option<(String, Instant)>,
+    /// Spent in this step on what is no part of it.
+    aside: Duration,
     /// What is not yet told to the others.
     wishes: Wishes,
     /// A rank has to be given the state anew.
@@ -178,9 +182,9 @@ impl<'t, 'a> Training<'t, 'a> {
             seconds_before: from.seconds,
             best: from.best,
             judgement: from.judgement,
-            keep: false,
-            still: false,
-            spent: false,
+            unjudged: false,
+            concluded: None,
+            aside: Duration::ZERO,
             wishes: Wishes::default(),
             repair: false,
             began: Instant::now(),
@@ -236,12 +240,13 @@ impl<'t, 'a> Training<'t, 'a> {
     /// One step and what follows from it; an ending where all agreed on one.
     fn step(&mut self) -> Result<Option<Ending>, Failure> {
         let began = Instant::now();
+        self.aside = Duration::ZERO;
         let commands = self.parts.agent.commands();
         if commands.dismissed {
             self.trainer.communicator().aborter().abort();
             return Err(Failure::Dismissed);
         }
-        self.watch_budget();
+        self.watch_end();
         let flags = self.flags(commands);
         let ahead = 2 * self.trainer.model().phases().iter().map(|p| p.repeats as usize).sum::<usize>();
         let upcoming = self.trainer.upcoming(ahead);
@@ -269,7 +274,8 @@ impl<'t, 'a> Training<'t, 'a> {
         let clock = self.clock();
         self.work.count(&self.last, &clock);
         self.last = clock;
-        self.report(Activity::Train, began.elapsed().as_secs_f64());
+        // what a step takes is what a hung one is held against
+        self.report(Activity::Train, began.elapsed().saturating_sub(self.aside).as_secs_f64());
         Ok(agreed.ending(self.trainer.communicator().world()).or(self.repair.then_some(Ending::Regroup)))
     }
 
@@ -278,11 +284,15 @@ impl<'t, 'a> Training<'t, 'a> {
         self.wishes.flags(commands, checkpoints.in_flight(), checkpoints.stored())
     }
 
-    /// Says so when the time of training is used up.
-    fn watch_budget(&mut self) {
+    /// Says so when the time of training is used up, and says again what was not heeded: a coordinator may die over it.
+    fn watch_end(&mut self) {
         let budget = self.trainer.config().train.stop.budget_s;
-        if budget.is_some_and(|budget| self.seconds() >= budget) && !std::mem::replace(&mut self.spent, true) {
-            self.conclude(format!("{:.0} s of training, which is train.stop.budget", self.seconds()));
+        match &self.concluded {
+            None if budget.is_some_and(|budget| self.seconds() >= budget) => {
+                self.conclude(format!("{:.0} s of training, which is train.stop.budget", self.seconds()));
+            }
+            Some((evidence, said)) if said.elapsed() > SAY_AGAIN => self.conclude(evidence.clone()),
+            _ => {}
         }
     }
 
@@ -293,6 +303,7 @@ impl<'t, 'a> Training<'t, 'a> {
 
     /// Says why the run is to end. The coordinator then has all ranks stop, as for a person.
     fn conclude(&mut self, evidence: String) {
+        self.concluded = Some((evidence.clone(), Instant::now()));
         let (images, what) = (self.images(), STOP.to_owned());
         self.say(&Event::Verdict(Verdict { images, what, evidence, advice: String::new() }));
     }
@@ -312,7 +323,10 @@ impl<'t, 'a> Training<'t, 'a> {
         self.announce(done);
         let every = images_of(self.trainer.config().checkpoint.every_kimg);
         let (round_begins, in_flight) = (self.trainer.position().step == 0, self.parts.checkpoints.in_flight());
-        let due = self.parts.checkpoints.due(self.images(), every) || (self.keep && !in_flight);
+        let position = self.trainer.position();
+        // the end is stored when all is known of it
+        let ends = position.begins_cycle() && position.images >= self.trainer.config().train.total_images();
+        let due = !ends && (self.parts.checkpoints.due(self.images(), every) || (self.best_is_unsaved() && !in_flight));
         // a run that may be diverging goes back to what was stored before
         let wanted = round_begins && (due || agreed.checkpoint > 0);
         if wanted && self.trainer.skipped_in_a_row() == 0 && self.wishes.begins(agreed, round_begins, in_flight, due) {
@@ -320,9 +334,15 @@ impl<'t, 'a> Training<'t, 'a> {
             let cursor = self.cursor();
             self.parts.checkpoints.begin(self.trainer, cursor);
             self.tick.checkpoint_stall += began.elapsed();
-            self.keep = false;
         }
         Ok(())
+    }
+
+    /// Whether the last evaluation is the best one, and no checkpoint was begun since. The same on every rank.
+    fn best_is_unsaved(&self) -> bool {
+        let Judgement { at, best_at, .. } = self.judgement;
+        let wanted = self.trainer.config().checkpoint.keep_best > 0 && at > 0 && at == best_at;
+        wanted && !self.parts.checkpoints.has_begun(at)
     }
 
     /// Before a checkpoint, so that it holds what was found.
@@ -335,7 +355,7 @@ impl<'t, 'a> Training<'t, 'a> {
         let level = self.trainer.stage().level;
         self.evaluate(level)?;
         let Judgement { best, best_at, since, .. } = self.judgement;
-        if self.judgement.stands_still(stop.evaluations) && !std::mem::replace(&mut self.still, true) {
+        if self.judgement.stands_still(stop.evaluations) && self.concluded.is_none() {
             let at = ImagesSeen(best_at);
             self.conclude(format!(
                 "{since} evaluations in a row were no better than before; the best was {best:.4} at {at}"
@@ -483,7 +503,7 @@ impl<'t, 'a> Training<'t, 'a> {
         self.evaluate(level)?;
         // it is no result of training
         self.best.clear();
-        (self.judgement, self.keep) = (Judgement::default(), false);
+        self.judgement = Judgement::default();
         Ok(())
     }
 
@@ -491,8 +511,8 @@ impl<'t, 'a> Training<'t, 'a> {
     fn evaluate(&mut self, level: Level) -> Result<(), Failure> {
         let config = self.trainer.config();
         let (kinds, judge, min_gain) = (config.metrics.kinds(), config.metrics.judge, config.train.stop.min_gain);
-        let (images, keeps) = (self.images(), config.checkpoint.keep_best > 0);
-        if kinds.is_empty() || self.judgement.at == images && self.judgement.kind.is_some() {
+        let images = self.images();
+        if kinds.is_empty() || (self.judgement.at == images && !self.judgement.basis.is_empty()) {
             return Ok(());
         }
         let began = Instant::now();
@@ -504,12 +524,24 @@ impl<'t, 'a> Training<'t, 'a> {
             let best = self.best.entry(name).or_insert(f64::NAN);
             *best = better(*best, quality.mean());
         }
-        if let Some((kind, value)) = judge.and_then(|kind| Some((kind, judge::value(kind, &found)?))) {
-            self.keep = self.judgement.hear(kind, images, value, min_gain) && keeps;
+        match judge.map(|kind| judge::value(kind, &found)) {
+            Some(Some((value, basis))) => _ = self.judgement.hear(&basis, images, value, min_gain),
+            Some(None) if !std::mem::replace(&mut self.unjudged, true) && self.trainer.communicator().rank() == 0 => {
+                tracing::warn!(
+                    "metrics.judge gives no value (too few images, or no twins?): nothing is kept or ended by it"
+                );
+            }
+            _ => {}
         }
         found.into_iter().for_each(|quality: Quality| self.say(&Event::Quality(quality)));
-        self.tick.other += began.elapsed();
+        self.set_aside(began.elapsed());
         Ok(())
+    }
+
+    /// Time that was spent on something else than training.
+    fn set_aside(&mut self, time: Duration) {
+        self.tick.other += time;
+        self.aside += time;
     }
 
     /// What the networks make now, for people to see.
@@ -517,7 +549,7 @@ impl<'t, 'a> Training<'t, 'a> {
         let began = Instant::now();
         let Parts { images, outputs, .. } = &mut *self.parts;
         pictures::made(self.trainer, images, outputs)?;
-        self.tick.other += began.elapsed();
+        self.set_aside(began.elapsed());
         Ok(())
     }
 
@@ -540,7 +572,7 @@ impl<'t, 'a> Training<'t, 'a> {
             tick_start_images: self.tick.start_images,
             seconds: self.seconds(),
             best: self.best.clone(),
-            judgement: self.judgement,
+            judgement: self.judgement.clone(),
         }
     }
 

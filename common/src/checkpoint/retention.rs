@@ -22,7 +22,7 @@ pub struct Policy {
 }
 
 /// A checkpoint that is looked at.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Candidate {
     /// Its name.
     pub key: ManifestKey,
@@ -130,15 +130,14 @@ pub fn retain(candidates: &[Candidate], policy: &Policy, pinned: &BTreeSet<Manif
     candidates.iter().map(|candidate| Decision { key: candidate.key, verdict: verdict(candidate) }).collect()
 }
 
-/// The `count` restorable checkpoints at which the judging metric was best: of each evaluation the first one after it. What another
-/// metric said than the one that judges at the newest checkpoint is no judgement any more.
+/// The `count` restorable checkpoints at which the judging metric was best: of each evaluation the first one after it. What was
+/// judged on another basis than at the newest checkpoint counts no more.
 fn best(candidates: &[Candidate], count: usize) -> HashSet<ManifestKey> {
     let good = || candidates.iter().filter(|candidate| candidate.restorable);
-    let kind = good().max_by_key(|candidate| candidate.key).and_then(|newest| newest.judgement.kind);
+    let basis = good().max_by_key(|candidate| candidate.key).map_or("", |newest| newest.judgement.basis.as_str());
     let mut first: BTreeMap<u64, (ManifestKey, f64)> = BTreeMap::new();
-    for Candidate { key, judgement, .. } in
-        good().filter(|candidate| kind.is_some() && candidate.judgement.kind == kind)
-    {
+    let judged = good().filter(|candidate| !basis.is_empty() && candidate.judgement.basis == basis);
+    for Candidate { key, judgement, .. } in judged {
         let known = first.entry(judgement.at).or_insert((*key, judgement.value));
         if *key < known.0 {
             *known = (*key, judgement.value);
@@ -168,7 +167,6 @@ pub fn sweepable<'a>(
 mod tests {
     use super::super::manifest::tests::manifest;
     use super::*;
-    use crate::config::raw::MetricKind;
     use crate::ids::{Generation, ImagesSeen};
     use proptest::prelude::*;
 
@@ -236,7 +234,7 @@ mod tests {
 
     /// `(images, images at the evaluation, its value)`.
     fn judged(list: &[(u64, u64, f64)]) -> Vec<Candidate> {
-        let judgement = |at, value| Judgement { kind: Some(MetricKind::Kid), at, value, ..Judgement::default() };
+        let judgement = |at, value| Judgement { basis: "kid".to_owned(), at, value, ..Judgement::default() };
         list.iter().map(|&(images, at, value)| Candidate { judgement: judgement(at, value), ..good(images) }).collect()
     }
 
@@ -254,15 +252,16 @@ mod tests {
         assert_eq!(best(0), [400]);
         assert_eq!(best(1), [200, 400]);
         assert_eq!(best(3), [100, 200, 300, 400]);
-        let damaged: Vec<_> = all.iter().map(|c| Candidate { restorable: c.key.images.0 != 200, ..*c }).collect();
+        let damaged: Vec<_> =
+            all.iter().map(|c| Candidate { restorable: c.key.images.0 != 200, ..c.clone() }).collect();
         assert!(kept(&damaged, &Policy { keep_best: 1, ..policy(1, 0) }).contains(&250));
     }
 
     #[test]
-    fn what_another_metric_said_is_no_judgement() {
+    fn what_was_judged_on_another_basis_counts_no_more() {
         let mut all = judged(&[(100, 100, 0.1), (200, 200, 40.0), (300, 300, 50.0)]);
         for candidate in &mut all[1..] {
-            candidate.judgement.kind = Some(MetricKind::Swd);
+            candidate.judgement.basis = "swd".to_owned();
         }
         assert_eq!(kept(&all, &Policy { keep_best: 1, ..policy(1, 0) }), [200, 300]);
     }

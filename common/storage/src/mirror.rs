@@ -9,12 +9,12 @@ use crate::run::{blocking, fresh_nonce};
 use crate::store::Store;
 use common::checkpoint::Digest;
 use futures::{StreamExt, TryStreamExt};
-use object_store::{ObjectMeta, ObjectStoreExt};
+use object_store::{GetOptions, ObjectMeta, ObjectStore};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// Objects that are fetched at a time.
 const FETCHES: usize = 8;
@@ -22,6 +22,8 @@ const FETCHES: usize = 8;
 const PIECE: u64 = 16 << 20;
 /// Another process that fetches the same is waited for as long as it fetches something within this time.
 const STALL: Duration = Duration::from_secs(60);
+/// What nobody has written to for so long belongs to nobody.
+const DEAD: Duration = Duration::from_secs(3600);
 /// Between two looks at it.
 const LOOK: Duration = Duration::from_millis(300);
 
@@ -39,7 +41,7 @@ impl Store {
         cache: &Path,
         progress: &(dyn Fn(u64, u64) + Sync),
     ) -> Result<PathBuf, StorageError> {
-        let root = if prefix.is_empty() { self.path_of_root() } else { self.path(prefix) };
+        let root = self.below(prefix)?;
         let wanted = |meta: &ObjectMeta| {
             let ending = meta.location.extension().unwrap_or_default().to_lowercase();
             endings.contains(&ending.as_str())
@@ -80,15 +82,10 @@ impl Store {
             .buffer_unordered(FETCHES)
             .try_collect::<()>()
             .await;
+        let all: Vec<(PathBuf, u64)> = objects.iter().map(|meta| (file(&part, meta), meta.size)).collect();
         let (from, to) = (part.clone(), whole.clone());
         let laid = match fetched {
-            // another process may have been quicker, with the same
-            Ok(()) => {
-                blocking(move || {
-                    std::fs::rename(&from, &to).or_else(|error| if to.is_dir() { Ok(()) } else { Err(error) })
-                })
-                .await?
-            }
+            Ok(()) => blocking(move || publish(&from, &to, &all)).await?,
             Err(error) => {
                 drop(blocking(move || std::fs::remove_dir_all(from)).await);
                 return Err(error);
@@ -112,8 +109,16 @@ impl Store {
         while at < meta.size {
             let range = at..(at + PIECE).min(meta.size);
             let bytes = range.end - range.start;
-            let piece =
-                persist(&self.patience, &what, bytes, || self.inner.get_range(&meta.location, range.clone())).await?;
+            // of an object that is written anew meanwhile there is no second half
+            let part = || async {
+                let options = GetOptions {
+                    range: Some(range.clone().into()),
+                    if_match: meta.e_tag.clone(),
+                    ..GetOptions::default()
+                };
+                self.inner.get_opts(&meta.location, options).await?.bytes().await
+            };
+            let piece = persist(&self.patience, &what, bytes, part).await?;
             if piece.len() as u64 != bytes {
                 let (expected, found) = (format!("{bytes} bytes"), format!("{} bytes", piece.len()));
                 return Err(StorageError::Corrupt { what, expected, found });
@@ -122,7 +127,7 @@ impl Store {
             file = written.map_err(|error| unwritable(to, &error))?;
             at = range.end;
         }
-        Ok(())
+        blocking(move || file.sync_all()).await?.map_err(|error| unwritable(to, &error))
     }
 }
 
@@ -157,9 +162,10 @@ impl Alone {
             }
         }
         let (folder, prefix) = (cache.to_owned(), format!("{name}."));
-        // what others left when they died
+        // what others left when they died: whoever is at work writes now and then
+        let dead = |folder: &PathBuf| newest(folder).is_some_and(|at| at.elapsed().is_ok_and(|age| age > DEAD));
         blocking(move || {
-            for folder in parts(&folder, &prefix) {
+            for folder in parts(&folder, &prefix).into_iter().filter(dead) {
                 drop(std::fs::remove_dir_all(folder));
             }
         })
@@ -175,19 +181,50 @@ fn parts(cache: &Path, prefix: &str) -> Vec<PathBuf> {
     named.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
 }
 
-/// Bytes in them.
-fn bytes_below(cache: &Path, prefix: &str) -> u64 {
-    let (mut folders, mut bytes) = (parts(cache, prefix), 0);
+/// Calls `f` for every file and folder below `folder`.
+fn walk(folder: &Path, mut f: impl FnMut(&std::fs::Metadata)) {
+    let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-            match entry.metadata() {
-                Ok(meta) if meta.is_dir() => folders.push(entry.path()),
-                Ok(meta) => bytes += meta.len(),
-                Err(_) => {}
+            let Ok(meta) = entry.metadata() else { continue };
+            f(&meta);
+            if meta.is_dir() {
+                folders.push(entry.path());
             }
         }
     }
+}
+
+/// When anything in `folder` was written last.
+fn newest(folder: &Path) -> Option<SystemTime> {
+    let mut newest = folder.metadata().and_then(|meta| meta.modified()).ok();
+    walk(folder, |meta| newest = newest.max(meta.modified().ok()));
+    newest
+}
+
+/// Bytes in the folders in the making.
+fn bytes_below(cache: &Path, prefix: &str) -> u64 {
+    let mut bytes = 0;
+    for folder in parts(cache, prefix) {
+        walk(&folder, |meta| bytes += if meta.is_dir() { 0 } else { meta.len() });
+    }
     bytes
+}
+
+/// Gives the folder `part` its name, once all its files are there.
+fn publish(part: &Path, whole: &Path, files: &[(PathBuf, u64)]) -> std::io::Result<()> {
+    for (file, bytes) in files {
+        let found = file.metadata()?.len();
+        if found != *bytes {
+            return Err(std::io::Error::other(format!("{} has {found} bytes of {bytes}", file.display())));
+        }
+    }
+    File::open(part)?.sync_all()?;
+    match std::fs::rename(part, whole) {
+        // another process was quicker, with the same
+        Err(_) if whole.is_dir() => std::fs::remove_dir_all(part),
+        done => done,
+    }
 }
 
 /// Name of the mirror of `objects`: another one for other names, sizes or versions.

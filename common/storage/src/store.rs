@@ -117,9 +117,15 @@ impl Store {
         Ok(names)
     }
 
-    /// The root itself.
-    pub(crate) fn path_of_root(&self) -> Path {
-        self.base.clone()
+    /// What lies at `relative`, a name that others have given: the root itself, where it is empty.
+    pub(crate) fn below(&self, relative: &str) -> Result<Path, StorageError> {
+        let base = self.base.as_ref();
+        let whole = if base.is_empty() { relative.to_owned() } else { format!("{base}/{relative}") };
+        let bad = |error: object_store::path::Error| StorageError::BadUrl {
+            url: format!("{}/{relative}", self.display),
+            why: error.to_string(),
+        };
+        Path::parse(whole.trim_end_matches('/')).map_err(bad)
     }
 
     /// The object `relative` to the root.
@@ -314,5 +320,20 @@ impl RetryPolicy for PartRetries {
         }
         tokio::time::sleep(self.0.first_pause.saturating_mul(1 << context.attempt.min(6))).await;
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_others_have_given_are_taken_as_they_are() {
+        let store = Store::open("memory://names/root", &S3::default()).unwrap();
+        for name in ["set~2[1]", "a b/c%d", "plain"] {
+            assert_eq!(store.below(name).unwrap().as_ref(), format!("root/{name}"));
+        }
+        assert_eq!(store.below("").unwrap().as_ref(), "root");
+        assert!(store.below("../up").is_err());
     }
 }

@@ -48,7 +48,7 @@ impl Run {
             manifest.is_some_and(|m| m.parts.iter().all(|part| sizes.get(&part.blob.hash) == Some(&part.blob.bytes)))
         };
         let judgement = |key: &ManifestKey| {
-            loaded.get(key).and_then(Option::as_ref).map(|m| m.cursor.judgement).unwrap_or_default()
+            loaded.get(key).and_then(Option::as_ref).map(|m| m.cursor.judgement.clone()).unwrap_or_default()
         };
         let candidate =
             |key: &ManifestKey| Candidate { key: *key, restorable: restorable(key), judgement: judgement(key) };

@@ -14,6 +14,8 @@ use common::ids::{Generation, Rank};
 use std::sync::Arc;
 use std::time::Duration;
 
+/// One who evaluates, and is heard, has this long to leave a generation that is over: its state is worth the wait.
+const EVALUATES: Duration = Duration::from_secs(300);
 /// Longest time for which the preparation of training images is waited for.
 const PREPARATION: Duration = Duration::from_secs(24 * 3600);
 
@@ -368,8 +370,14 @@ impl Cluster {
     fn all_are_out(&mut self, waited: Duration, now: Duration, actions: &mut Vec<Action>) -> bool {
         let patience = self.policy.patience;
         let is_in = |member: &Member| matches!(member.link, Link::Up { .. });
+        // nobody leaves within a step, or within what an evaluation computes between two exchanges
+        let busy = |member: &Member| match member.standing.activity.as_str() {
+            "evaluate" => EVALUATES,
+            _ => self.formation.step_time * 5,
+        };
         // who came back a moment ago has hardly heard of it
-        let has_time = |member: &Member| waited < patience || waited < patience * 2 && now < member.came + patience;
+        let came = |member: &Member| waited < patience * 2 && now < member.came + patience;
+        let has_time = |member: &Member| waited < patience.max(busy(member)) || came(member);
         if self.at_work().any(|(_, member)| is_in(member) && has_time(member)) {
             return false;
         }

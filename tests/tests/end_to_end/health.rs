@@ -81,15 +81,9 @@ fn translations_that_need_not_lead_back_are_said_to_have_lost_the_way() {
     assert_said(&run(&nothing_to_hold, false), "lost_way");
 }
 
-/// What the field knows from its first day: light became dark, and the way back undoes it. Of six seeds two do it here.
 #[test]
-fn brightness_that_was_turned_round_is_said_so() {
-    assert_said(&run(&healthy().with("seed", 1), false), "inversion");
-}
-
-#[test]
-fn one_image_over_and_over_is_said_to_be_a_collapse() {
-    assert_said(&run(&healthy(), true), "collapse");
+fn one_image_over_and_over_is_said_to_be_so() {
+    assert_said(&run(&healthy(), true), "one_image");
 }
 
 /// Evaluated every 100 images, of which nothing is kept but the newest and the best.
@@ -132,7 +126,8 @@ fn a_run_that_gets_no_better_ends_with_its_best_state_kept_and_goes_on_when_it_i
     };
     let manifests = machine.manifests();
     let newest = judgement(manifests.last().unwrap());
-    assert_eq!((&newest["kind"], newest["since"].as_u64()), (&"cycle".into(), Some(3)), "{newest}");
+    // it trains on until it is told to stop
+    assert!(newest["basis"] == "cycle_l1, 8 images, 16 px" && newest["since"].as_u64() >= Some(3), "{newest}");
     // of the best evaluation the first checkpoint after it, and the newest
     // the one before the newest is in use
     assert!(manifests.len() <= 3, "{manifests:?}");

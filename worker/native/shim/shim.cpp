@@ -100,8 +100,6 @@ int gfn_keep_memory() {
 // Ends the process without the destructors of libtorch's tables, which take half as long as its loading.
 void gfn_end(int status) { _exit(status); }
 
-// Single precision on the TF32 units of a GPU, in convolutions and products of matrices alike. libtorch's own default is the
-// one with and the other without.
 // bfloat16 for convolutions and matrix products of this thread, on GPUs or on the CPU. Casts of weights are remembered meanwhile.
 int gfn_autocast(bool gpu, bool on) {
   return guarded([&] {
@@ -117,6 +115,8 @@ int gfn_autocast(bool gpu, bool on) {
   });
 }
 
+// Single precision on the TF32 units of a GPU, in convolutions and products of matrices alike. libtorch's own default is the
+// one with and the other without.
 int gfn_tf32(bool allowed) {
   return guarded([&] {
     at::globalContext().setAllowTF32CuDNN(allowed);

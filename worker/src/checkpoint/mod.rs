@@ -144,6 +144,12 @@ impl Checkpoints {
         self.in_flight.is_none() && every > 0 && images / every > self.last.unwrap_or(0) / every
     }
 
+    /// Whether one was begun at so many images, or later. The same on every rank.
+    #[must_use]
+    pub fn has_begun(&self, images: u64) -> bool {
+        self.last.is_some_and(|last| last >= images)
+    }
+
     /// The generation that writes them.
     #[must_use]
     pub fn generation(&self) -> Generation {

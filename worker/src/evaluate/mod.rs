@@ -19,7 +19,7 @@ use crate::trainer::{StepError, Trainer};
 use common::families::Pairing;
 use common::growth::Level;
 use common::metrics::{Quality, names};
-use common::seed::{Purpose, Stream};
+use common::seed::{Purpose, Stream, permutation};
 use data::{DataError, Pyramid, image_bytes};
 use metrics::{SwdError, ms_ssim, ssim};
 use std::collections::{BTreeMap, HashMap};
@@ -27,6 +27,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
 
+/// Pairs that a rank makes between two exchanges: then it hears that the generation is over.
+const AT_ONCE: u32 = 4;
 /// Pairs that are looked at for how alike images are, at most.
 const DIVERSITY_PAIRS: u32 = 128;
 
@@ -59,8 +61,8 @@ pub struct Evaluator {
     features: Option<Features>,
     /// Of the sliced Wasserstein distance, by resolution.
     floors: BTreeMap<u32, BTreeMap<u32, f64>>,
-    /// By domain and resolution.
-    reals: HashMap<(usize, u32), Rc<Measured>>,
+    /// By domain, resolution, and the number of images out of which they were chosen.
+    reals: HashMap<(usize, u32, u32), Rc<Measured>>,
     /// No image has a twin, which was said.
     alone: bool,
 }
@@ -101,6 +103,12 @@ impl Evaluator {
         Self { images, features, floors: BTreeMap::new(), reals: HashMap::new(), alone: false }
     }
 
+    /// The network whose features are compared; empty where none is.
+    #[must_use]
+    pub fn features(&self) -> &str {
+        self.features.as_ref().map_or("", Features::name)
+    }
+
     /// What the networks are worth at `level`. Every rank calls it at the same step, and every rank gets the same answer.
     ///
     /// # Errors
@@ -139,12 +147,13 @@ impl Evaluator {
         if !metrics.compares_features() && !metrics.diversity {
             return Ok(Vec::new());
         }
-        let count = metrics.images.min(self.images.len() as u32);
+        let all = self.images.len() as u32;
+        let count = metrics.images.min(all);
         let pairs = if metrics.compares_features() { count / 2 } else { (count / 2).min(DIVERSITY_PAIRS) };
         let (seed, device, resolution) = (trainer.config().seed, trainer.device(), level.resolution);
-        let real = self.reals(trainer, 0, resolution, pairs)?;
+        let real = self.reals(trainer, (0, resolution, all), pairs)?;
         let features = self.features.as_ref();
-        let made = measure(trainer, features, pairs, 0, 1, |trainer, index| {
+        let made = measure(trainer, features, pairs, (0, 1), |trainer, index| {
             let Some(sampler) = trainer.model().role().sampler() else { return Ok((Vec::new(), Vec::new())) };
             Ok((sample(sampler, seed, index, &level, device), Vec::new()))
         })?;
@@ -161,22 +170,25 @@ impl Evaluator {
             return Ok(Vec::new());
         }
         let resolution = trainer.config().model.resolution();
-        let pairs = looked_at_by_all(trainer, &self.images)?.min(metrics.images) / 2;
+        let all = looked_at_by_all(trainer, &self.images)?;
+        let pairs = all.min(metrics.images) / 2;
         let target = 1 - source;
-        let twins = if metrics.twins { self.twins(trainer, source, 2 * pairs)? } else { Vec::new() };
-        let real = self.reals(trainer, target, resolution, pairs)?;
-        let input = self.reals(trainer, source, resolution, pairs)?;
+        let twins = if metrics.twins { self.twins(trainer, source, all)? } else { Vec::new() };
+        let real = self.reals(trainer, (target, resolution, all), pairs)?;
+        let input = self.reals(trainer, (source, resolution, all), pairs)?;
+        let chosen = chosen(trainer.config().seed, all, pairs);
         let (images, device) = (Arc::clone(&self.images), trainer.device());
         let features = self.features.as_ref();
-        let made = measure(trainer, features, pairs, SAID, 1, |trainer, index| {
+        let made = measure(trainer, features, pairs, (SAID, 1), |trainer, index| {
             let Role::Translator(translator) = trainer.model().role() else { return Ok((Vec::new(), Vec::new())) };
-            let bytes = images.look(source, index, resolution)?;
-            let twin = twins.get(index as usize).copied().flatten();
+            let (shown, another) = (chosen[index as usize], chosen[((index + pairs) % (2 * pairs)) as usize]);
+            let bytes = images.look(source, shown, resolution)?;
+            let twin = twins.get(shown as usize).copied().flatten();
             let twin = twin.map(|twin| images.look(target, twin, resolution)).transpose()?;
             let there_and_back = both && metrics.cycle;
             let (made, mut said) =
                 translated(translator, (direction, there_and_back), &bytes, twin.as_deref(), (resolution, device));
-            said[ACROSS] = l1(&bytes, &images.look(target, (index + pairs) % (2 * pairs), resolution)?);
+            said[ACROSS] = l1(&bytes, &images.look(target, another, resolution)?);
             Ok((made, said))
         })?;
         if trainer.communicator().rank() != 0 {
@@ -228,7 +240,8 @@ impl Evaluator {
                 features: name.to_owned(),
                 count,
                 levels: one(distance(&finite(&made.features), &finite(&real.features))),
-                floor: one(distance(&one_half, &other)),
+                // of fewer images it is larger by itself, and halves are fewer
+                floor: if metric == names::FRECHET { BTreeMap::new() } else { one(distance(&one_half, &other)) },
                 untouched: one(input.and_then(|input| distance(&finite(&input.features), &finite(&real.features)))),
                 ..Quality::default()
             });
@@ -247,15 +260,15 @@ impl Evaluator {
         found
     }
 
-    /// What was measured of real images of `domain`; measured again where one rank does not have it.
+    /// What was measured of real images of a domain, at a resolution, out of so many; measured again where one rank does not have it.
     fn reals(
         &mut self,
         trainer: &mut Trainer,
-        domain: usize,
-        resolution: u32,
+        of: (usize, u32, u32),
         pairs: u32,
     ) -> Result<Rc<Measured>, EvaluateError> {
-        let known = self.reals.get(&(domain, resolution)).filter(|known| known.pairs.len() == pairs as usize).cloned();
+        let (domain, resolution, all_there) = of;
+        let known = self.reals.get(&of).filter(|known| known.pairs.len() == pairs as usize).cloned();
         let all = trainer.communicator().gather(vec![u8::from(known.is_some())]).map_err(StepError::from)?;
         if let Some(known) = known.filter(|_| all.iter().all(|has| has[..] == [1])) {
             return Ok(known);
@@ -263,8 +276,10 @@ impl Evaluator {
         let (images, seed) = (Arc::clone(&self.images), trainer.config().seed);
         let one = trainer.config().model.pairing() == Pairing::One;
         let mirror = trainer.config().data.mirror;
-        let mut measured = measure(trainer, self.features.as_ref(), pairs, 0, 2, |_, index| {
+        let chosen = chosen(seed, all_there, pairs);
+        let mut measured = measure(trainer, self.features.as_ref(), pairs, (0, 2), |_, index| {
             let mut bytes = vec![0; image_bytes(resolution)];
+            let index = chosen[index as usize];
             match one {
                 true => trained_on(images.first(), index as usize, resolution, mirror.then_some(seed), &mut bytes)?,
                 false => bytes = images.look(domain, index, resolution)?,
@@ -272,9 +287,9 @@ impl Evaluator {
             Ok((bytes, Vec::new()))
         })?;
         let shown = if one { self.images.first() } else { self.images.shown(domain) };
-        measured.halves = sliced::halves((0..2 * pairs as usize).map(|index| shown.name(index).unwrap_or_default()));
+        measured.halves = sliced::halves(chosen.iter().map(|index| shown.name(*index as usize).unwrap_or_default()));
         let measured = Rc::new(measured);
-        self.reals.insert((domain, resolution), Rc::clone(&measured));
+        self.reals.insert(of, Rc::clone(&measured));
         Ok(measured)
     }
 
@@ -298,20 +313,26 @@ impl Evaluator {
     }
 }
 
+/// Which `2 * pairs` of `all` images are looked at: not the first ones by name, which may show one thing.
+fn chosen(seed: u64, all: u32, pairs: u32) -> Vec<u32> {
+    let mut order = permutation(seed, u64::MAX, all as usize);
+    order.truncate(2 * pairs as usize);
+    order
+}
+
 /// `2 * pairs` images, a pair being one of the first half and the one that stands in its place in the second; each is made by one rank.
 /// `make` gives the bytes of an image, and `said` numbers about it; of a pair, `of_pair` numbers are told.
 fn measure(
     trainer: &mut Trainer,
     features: Option<&Features>,
     pairs: u32,
-    said: usize,
-    of_pair: usize,
+    (said, of_pair): (usize, usize),
     mut make: impl FnMut(&Trainer, u32) -> Result<(Vec<u8>, Vec<f32>), Unmeasured>,
 ) -> Result<Measured, EvaluateError> {
     let width = features.map_or(0, Features::width);
     let row = 2 * (width + said) + of_pair;
     let mut trouble = None;
-    let bytes = generate::together(trainer, 4 * row, pairs, |trainer, mine| {
+    let bytes = generate::together(trainer, (4 * row, AT_ONCE), pairs, |trainer, mine| {
         let mut rows: Vec<f32> = Vec::with_capacity(mine.len() * row);
         for pair in mine {
             let measured = one_pair(trainer, features, (pair, pair + pairs), &mut make).map(|mut numbers| {
@@ -358,7 +379,14 @@ fn one_pair(
     let side = ((a.0.len() / 3) as f64).sqrt() as usize;
     let taken = features.map(|features| {
         let both = Tensor::from_slice(&[a.0.as_slice(), &b.0].concat()).view([2, 3, side as i64, side as i64]);
-        features.take(&both).map_err(Unmeasured::Features)
+        let taken = features.take(&both).map_err(Unmeasured::Features)?;
+        let (found, width) = (taken.size(), features.width() as i64);
+        match found[..] == [2, width] {
+            true => Ok(taken),
+            false => Err(Unmeasured::Features(format!(
+                "of two images of {side} px the network makes {found:?}, expected [2, {width}]"
+            ))),
+        }
     });
     let taken =
         taken.transpose()?.map(|taken| Vec::<Vec<f32>>::try_from(taken).unwrap_or_default()).unwrap_or_default();

@@ -282,7 +282,14 @@ fn put(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>) -> Result<(), W
         write(&beside)?;
         std::fs::set_permissions(&beside, permissions)?;
         File::open(&beside)?.sync_all()?;
-        std::fs::rename(&beside, path)
+        // refuses where somebody else has been quicker
+        match std::fs::hard_link(&beside, path) {
+            Ok(()) => std::fs::remove_file(&beside)?,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(error),
+            // not every file system has links
+            Err(_) => std::fs::rename(&beside, path)?,
+        }
+        File::open(path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")))?.sync_all()
     };
     whole().map_err(|error| {
         // it may not have come so far

@@ -397,6 +397,22 @@ fn a_survivor_that_does_not_come_out_is_lost_after_patience() {
     assert!(matches!(run.cause(stuck), Some(Cause::Stuck { .. })));
 }
 
+/// An evaluation looks up from what it computes now and then only, and holds a state like any other.
+#[test]
+fn a_survivor_that_evaluates_is_given_the_time_to_come_out() {
+    let mut run = Run::started(policy(3));
+    let (victim, busy) = (run.rank(0), run.rank(1));
+    run.workers[busy].stubborn = true;
+    run.workers[busy].standing.activity = "evaluate".into();
+    run.pass(CLOCK);
+    run.kill(victim);
+    run.pass(20 * PATIENCE);
+    assert_eq!((run.phase(), run.generation()), (Phase::Reconfiguring, 1));
+    run.workers[busy].stubborn = false;
+    assert!(run.until(SECOND * 5, |run| run.generation() == 2 && run.trains_with(3)), "{:?}", run.cluster);
+    assert!(run.cause(busy).is_none());
+}
+
 #[test]
 fn who_is_out_of_reach_is_waited_for_only_if_nobody_else_holds_the_state() {
     let mut run = Run::started(policy(2));
