@@ -73,9 +73,11 @@ fn of_sngan(a: &sngan::Architecture) -> u64 {
 /// G's phase: two generators there, back and for identity; sparing, one way at a time.
 fn of_cyclegan(a: &cyclegan::Architecture, sparing: bool) -> u64 {
     let (w, side) = (u64::from(a.g_width), u64::from(a.resolution));
-    let deep = 4 * w * square(side / 4);
+    // feature maps, so many halvings down
+    let maps = |downs: u32| (w << downs) * square(side >> downs);
+    let deep = maps(a.g_downs);
     let ends = 3 * square(side + 6) + w * square(side + 6) + 6 * square(side);
-    let slopes = 2 * (w * square(side) + 2 * w * square(side / 2)) * 2 + 2 * deep;
+    let slopes = 4 * (0..a.g_downs).map(maps).sum::<u64>() + 2 * deep;
     let block = if sparing { deep } else { 6 * deep };
     let through = ends + slopes + u64::from(a.g_blocks) * block;
     let ways = if a.lambda_identity > 0.0 { 3 } else { 2 };

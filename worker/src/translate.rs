@@ -134,7 +134,7 @@ fn whole(translator: &dyn Translator, direction: usize, picture: &Picture) -> Ve
 fn padded(translator: &dyn Translator, direction: usize, tile: &Tensor) -> Tensor {
     let (_, _, h, w) = tile.size4().unwrap_or((1, 3, 1, 1));
     let multiple = i64::from(translator.multiple());
-    let side = |length: i64| (length.max(SMALLEST) + multiple - 1) / multiple * multiple;
+    let side = |length: i64| (length.max(SMALLEST).max(2 * multiple) + multiple - 1) / multiple * multiple;
     let wide = tile.replication_pad2d([0, side(w) - w, 0, side(h) - h]);
     translator.translate(direction, &wide).narrow(2, 0, h).narrow(3, 0, w)
 }

@@ -85,6 +85,7 @@ impl Check<'_> {
             resolution: self.need("model.resolution", raw.resolution, Resolution(256)).0,
             g_width: self.need("model.g_width", raw.g_width, 1),
             g_blocks: self.need("model.g_blocks", raw.g_blocks, 1),
+            g_downs: self.need("model.g_downs", raw.g_downs, cyclegan::AUTHORS_DOWNS),
             d_width: self.need("model.d_width", raw.d_width, 1),
             d_layers: self.need("model.d_layers", raw.d_layers, 1),
             gan_loss: self.need("model.gan_loss", raw.gan_loss, cyclegan::GanLoss::Lsgan),
@@ -92,6 +93,8 @@ impl Check<'_> {
             lambda_b: self.need("model.lambda_b", raw.lambda_b, 0.0),
             lambda_identity: self.need("model.lambda_identity", raw.lambda_identity, 0.0),
             pool_size: self.need("model.pool_size", raw.pool_size, 0),
+            upscale: self.need("model.upscale", raw.upscale, cyclegan::Upscale::Transposed),
+            average: self.need("model.average", raw.average, false),
         }
     }
 

@@ -5,7 +5,7 @@
 //! [`super::resolve`]; nothing here is checked against anything else.
 
 use super::resolved::{Backend, Determinism, Grid, OnLoss, Precision};
-use crate::families::cyclegan::GanLoss;
+use crate::families::cyclegan::{self, GanLoss};
 use crate::families::pix2pix::Direction;
 use crate::families::progan::{GpNorm, Upscale};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -116,6 +116,10 @@ pub struct RawCycleGan {
     /// Residual blocks of a generator: 9 for 256 pixels and more, 6 for 128.
     #[schemars(range(min = 1, max = 64))]
     pub g_blocks: Option<u32>,
+    /// Layers of a generator that halve the side before the blocks, and double it after: 2; for images of 64 pixels 1 keeps more of
+    /// them.
+    #[schemars(range(min = 1, max = 4))]
+    pub g_downs: Option<u32>,
     /// Feature maps of a discriminator's first layer.
     #[schemars(range(min = 1, max = 1024))]
     pub d_width: Option<u32>,
@@ -136,6 +140,10 @@ pub struct RawCycleGan {
     /// Made images of each domain that are kept to be shown to D once more; 0 keeps none.
     #[schemars(range(min = 0, max = 10_000))]
     pub pool_size: Option<u32>,
+    /// How a generator doubles the side: `transposed` as the authors do, or `nearest`, which leaves no chequered grain.
+    pub upscale: Option<cyclegan::Upscale>,
+    /// Whether a moving average of the generators is kept. It then makes the images that people see, and those that are judged.
+    pub average: Option<bool>,
 }
 
 /// Keys of `family = "pix2pix"`.

@@ -168,6 +168,7 @@ fn cyclegan(model: &cyclegan::Architecture) -> RawCycleGan {
         resolution: Some(Resolution(model.resolution)),
         g_width: Some(model.g_width),
         g_blocks: Some(model.g_blocks),
+        g_downs: Some(model.g_downs),
         d_width: Some(model.d_width),
         d_layers: Some(model.d_layers),
         gan_loss: Some(model.gan_loss),
@@ -175,6 +176,8 @@ fn cyclegan(model: &cyclegan::Architecture) -> RawCycleGan {
         lambda_b: Some(model.lambda_b),
         lambda_identity: Some(model.lambda_identity),
         pool_size: Some(model.pool_size),
+        upscale: Some(model.upscale),
+        average: Some(model.average),
     }
 }
 

@@ -9,6 +9,7 @@ use super::error::{ConfigError, Origin, Problem};
 use super::layers::{Layers, Leaves, gather};
 use super::raw::{MetricKind, RawFile, Resolution};
 use super::resolved::{Backend, Cluster, Determinism, Model, Precision, RunConfig, Train};
+use crate::families::cyclegan;
 use crate::families::progan::Architecture;
 use crate::families::{Pairing, pix2pix};
 use serde_json::{Map, Value as Json};
@@ -86,7 +87,10 @@ impl Check<'_> {
                 self.groups(model, &config.train);
             }
             Model::Sngan(_) => {}
-            Model::CycleGan(model) => self.patches((model.resolution, model.d_layers), config),
+            Model::CycleGan(model) => {
+                self.patches((model.resolution, model.d_layers), config);
+                self.halvings(model);
+            }
             Model::Pix2Pix(model) => {
                 self.patches((model.resolution, model.d_layers), config);
                 self.halves(model);
@@ -121,6 +125,16 @@ impl Check<'_> {
             if self.sound(&[key]) && kimg > 0.0 && kimg < 0.001 {
                 self.wrong(key, format!("{kimg} kimg is less than one image"), Some("0 means none".to_owned()));
             }
+        }
+    }
+
+    /// Blocks mirror what they see at its edges, which takes more than one pixel.
+    fn halvings(&mut self, model: &cyclegan::Architecture) {
+        let least = 2 * model.multiple();
+        if self.sound(&["model.resolution", "model.g_downs"]) && (8..least).contains(&model.resolution) {
+            let (downs, resolution) = (model.g_downs, model.resolution);
+            let message = format!("{downs} halvings leave one pixel of {resolution}");
+            self.wrong("model.g_downs", message, Some(format!("fewer, or model.resolution = {least} or more")));
         }
     }
 
@@ -229,8 +243,15 @@ impl Check<'_> {
             .collect();
         for key in said {
             if key.starts_with("train.ema_") && !config.model.averages() {
-                let message = format!("networks of family \"{}\" keep no moving average", config.model.family());
-                self.wrong(&key, message, Some("leave it out".to_owned()));
+                let (message, help) = match &config.model {
+                    Model::CycleGan(_) => {
+                        ("the generators have no moving average".to_owned(), "with model.average = true they have")
+                    }
+                    other => {
+                        (format!("networks of family \"{}\" keep no moving average", other.family()), "leave it out")
+                    }
+                };
+                self.wrong(&key, message, Some(help.to_owned()));
             }
             if key == "train.epoch_images" && config.train.epochs.is_none() {
                 let message = "the run's length is not in passes over the data".to_owned();

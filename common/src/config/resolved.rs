@@ -116,7 +116,11 @@ impl Model {
     /// Whether it keeps a moving average of its generator.
     #[must_use]
     pub fn averages(&self) -> bool {
-        self.of().is_some_and(|family| family.averages)
+        match self {
+            Self::ProGan(_) | Self::Sngan(_) => true,
+            Self::CycleGan(a) => a.average,
+            Self::Pix2Pix(_) => false,
+        }
     }
 
     /// How its training images belong together.

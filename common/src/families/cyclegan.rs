@@ -8,6 +8,7 @@ use super::patchgan::{PatchGan, weight, zero};
 use super::{Init, ParameterSpec};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 
 /// What an experiment file of this family need not say: a layer above the built-in defaults.
 pub const DEFAULTS: &str = include_str!("cyclegan.toml");
@@ -16,9 +17,8 @@ pub const DEFAULTS: &str = include_str!("cyclegan.toml");
 pub const DIRECTIONS: [&str; 2] = ["a2b", "b2a"];
 /// Domains: the discriminators. The authors call the one that judges B "D_A", for it stands against G_A.
 pub const DOMAINS: [&str; 2] = ["a", "b"];
-
-/// Layer of the first residual block.
-pub const FIRST_BLOCK: u32 = 10;
+/// Layers of the authors' generators that halve the side.
+pub const AUTHORS_DOWNS: u32 = 2;
 
 /// What makes two CycleGANs different networks. Stored with every checkpoint.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -30,6 +30,9 @@ pub struct Architecture {
     pub g_width: u32,
     /// Residual blocks of a generator.
     pub g_blocks: u32,
+    /// Layers of a generator that halve the side before them, and double it after.
+    #[serde(default = "authors_downs")]
+    pub g_downs: u32,
     /// Feature maps of a discriminator's first layer (ndf).
     pub d_width: u32,
     /// Layers between a discriminator's first and its last one; 0 judges pixels one by one.
@@ -44,6 +47,29 @@ pub struct Architecture {
     pub lambda_identity: f64,
     /// Made images of each domain that are kept to be shown to D once more.
     pub pool_size: u32,
+    /// How a generator's last layers double the side.
+    #[serde(default)]
+    pub upscale: Upscale,
+    /// Whether a moving average of the generators is kept, which then makes the images that people see.
+    #[serde(default)]
+    pub average: bool,
+}
+
+/// What a generator of the authors has, and one of which nothing is said.
+fn authors_downs() -> u32 {
+    AUTHORS_DOWNS
+}
+
+/// How a generator doubles the side of an image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Upscale {
+    /// A transposed convolution, as the authors do.
+    #[default]
+    Transposed,
+    /// Each pixel four times, then a convolution: no pixel is touched by more weights than its neighbour, which leaves no chequered
+    /// grain (Odena et al., "Deconvolution and Checkerboard Artifacts", 2016).
+    Nearest,
 }
 
 /// What a discriminator's scores are held against.
@@ -71,24 +97,56 @@ impl Architecture {
         DOMAINS.iter().flat_map(|domain| self.patches().parameters(&format!("d.{domain}"))).collect()
     }
 
+    /// Places of a generator's layers in the authors' list: a convolution is followed by its norm and its rectifier.
+    #[must_use]
+    pub fn places(&self) -> Places {
+        let blocks = 4 + 3 * self.g_downs;
+        let after = blocks + self.g_blocks;
+        let threes = |first: u32| (0..self.g_downs).map(|i| first + 3 * i).collect();
+        // before the last one the image is mirrored at its edges
+        Places {
+            first: 1,
+            down: threes(4),
+            blocks: blocks..after,
+            up: threes(after),
+            last: after + 3 * self.g_downs + 1,
+        }
+    }
+
+    /// Pixels that become one on the way down: sides are multiples of it.
+    #[must_use]
+    pub fn multiple(&self) -> u32 {
+        1 << self.g_downs
+    }
+
     /// The parameters of one generator, `g.<direction><layer>.…` (gan.md 2.1).
     fn generator(&self, direction: &str) -> Vec<ParameterSpec> {
-        let (w, after) = (i64::from(self.g_width), FIRST_BLOCK + self.g_blocks);
+        let (w, places) = (i64::from(self.g_width), self.places());
         let layer = |place: u32, shape: [i64; 4], out: i64| layer(&format!("g.{direction}{place}"), &shape, out);
         let mut list = Vec::new();
-        list.extend(layer(1, [w, 3, 7, 7], w));
-        list.extend(layer(4, [2 * w, w, 3, 3], 2 * w));
-        list.extend(layer(7, [4 * w, 2 * w, 3, 3], 4 * w));
-        for block in FIRST_BLOCK..after {
+        list.extend(layer(places.first, [w, 3, 7, 7], w));
+        let mut width = w;
+        for place in places.down {
+            list.extend(layer(place, [2 * width, width, 3, 3], 2 * width));
+            width *= 2;
+        }
+        for block in places.blocks {
             for conv in [1, 5] {
                 let name = format!("g.{direction}{block}.conv_block.{conv}");
-                list.extend(self::layer(&name, &[4 * w, 4 * w, 3, 3], 4 * w));
+                list.extend(self::layer(&name, &[width, width, 3, 3], width));
             }
         }
-        // transposed: what comes in stands first
-        list.extend(layer(after, [4 * w, 2 * w, 3, 3], 2 * w));
-        list.extend(layer(after + 3, [2 * w, w, 3, 3], w));
-        list.extend(layer(after + 7, [3, w, 7, 7], 3));
+        for place in places.up {
+            let out = width / 2;
+            let shape = match self.upscale {
+                // what comes in stands first
+                Upscale::Transposed => [width, out, 3, 3],
+                Upscale::Nearest => [out, width, 3, 3],
+            };
+            list.extend(layer(place, shape, out));
+            width = out;
+        }
+        list.extend(layer(places.last, [3, w, 7, 7], 3));
         list
     }
 
@@ -114,6 +172,21 @@ impl Architecture {
     }
 }
 
+/// Places of the layers of a generator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Places {
+    /// The first convolution.
+    pub first: u32,
+    /// Those that halve the side.
+    pub down: Vec<u32>,
+    /// Residual blocks.
+    pub blocks: Range<u32>,
+    /// Those that double the side.
+    pub up: Vec<u32>,
+    /// The convolution that makes the image.
+    pub last: u32,
+}
+
 fn layer(name: &str, shape: &[i64], out: i64) -> [ParameterSpec; 2] {
     [weight(name, shape), zero(&format!("{name}.bias"), out)]
 }
@@ -127,6 +200,7 @@ mod tests {
             resolution: 256,
             g_width: 64,
             g_blocks: 9,
+            g_downs: 2,
             d_width: 64,
             d_layers: 3,
             gan_loss: GanLoss::Lsgan,
@@ -134,6 +208,8 @@ mod tests {
             lambda_b: 10.0,
             lambda_identity: 0.5,
             pool_size: 50,
+            upscale: Upscale::Transposed,
+            average: false,
         }
     }
 
@@ -148,8 +224,10 @@ mod tests {
         assert_eq!(total(&nine.generator("a2b")), 11_378_179);
         assert_eq!(total(&nine.generators()), 2 * 11_378_179);
         assert_eq!(total(&nine.discriminators()), 2 * 2_764_737);
-        let six = Architecture { g_blocks: 6, ..architecture() };
-        assert_eq!(total(&six.generator("b2a")), 7_837_699);
+        for upscale in [Upscale::Transposed, Upscale::Nearest] {
+            let six = Architecture { g_blocks: 6, upscale, ..architecture() };
+            assert_eq!(total(&six.generator("b2a")), 7_837_699);
+        }
     }
 
     /// gan.md 2.8: the places in the authors' lists.
@@ -164,5 +242,10 @@ mod tests {
         assert_eq!(nine[..4], ["1", "4", "7", "10.conv_block.1"]);
         assert_eq!(nine[20..], ["18.conv_block.5", "19", "22", "26"]);
         assert_eq!(places(6)[15..], ["16", "19", "23"]);
+        // with one layer less either way, all that follows moves up
+        let shallow = Architecture { g_downs: 1, ..architecture() };
+        let expected = Places { first: 1, down: vec![4], blocks: 7..16, up: vec![16], last: 20 };
+        assert_eq!((shallow.places(), shallow.multiple()), (expected, 2));
+        assert_eq!(shallow.generator("a2b").last().map(|spec| spec.name.clone()), Some("g.a2b20.bias".to_owned()));
     }
 }

@@ -51,6 +51,12 @@ impl Format {
         match model {
             Model::ProGan(_) => &[Self::GanZoo, Self::Safetensors],
             Model::Sngan(_) => &[Self::Safetensors],
+            // the authors' code can build no such generators
+            Model::CycleGan(a)
+                if a.upscale != cyclegan::Upscale::Transposed || a.g_downs != cyclegan::AUTHORS_DOWNS =>
+            {
+                &[Self::Safetensors]
+            }
             Model::CycleGan(_) | Model::Pix2Pix(_) => &[Self::PytorchCycleGan, Self::Safetensors],
         }
     }
@@ -248,12 +254,17 @@ fn unpaired(a: &cyclegan::Architecture) -> Vec<Network> {
     let network = |name, specs: &[ParameterSpec], prefix: &str, list: &str| {
         renamed(name, specs, |ours| Some(format!("{list}.{}", ours.strip_prefix(prefix)?)))
     };
-    vec![
+    let mut all = vec![
         network("G_A", &generators, "g.a2b", "model"),
         network("G_B", &generators, "g.b2a", "model"),
         network("D_A", &discriminators, "d.b", list),
         network("D_B", &discriminators, "d.a", list),
-    ]
+    ];
+    if a.average {
+        let averages = [averaged("average_G_A", &all[0]), averaged("average_G_B", &all[1])];
+        all.extend(averages);
+    }
+    all
 }
 
 /// What the authors call the list of layers of their D of patches, and of that of pixels.
@@ -618,6 +629,7 @@ mod tests {
             "family = \"sngan\"",
             "family = \"cyclegan\"",
             "family = \"cyclegan\"\ng_blocks = 6\nd_layers = 0",
+            "family = \"cyclegan\"\nupscale = \"nearest\"\naverage = true\ng_downs = 1",
             "family = \"pix2pix\"",
             "family = \"pix2pix\"\ng_downs = 5\nd_layers = 0",
         ] {

@@ -59,8 +59,6 @@ pub struct Family {
     pub grows: bool,
     /// Whether its minibatch is one sample for each worker at launch, where nothing is said.
     pub one_per_worker: bool,
-    /// Whether it keeps a moving average of its generator.
-    pub averages: bool,
     /// How its training images belong together.
     pub pairing: Pairing,
     /// What it puts in place of the built-in defaults, as an experiment file; `None` where those are its own.
@@ -80,19 +78,11 @@ pub enum Pairing {
 
 /// Every family.
 pub const FAMILIES: [Family; 4] = [
-    Family {
-        name: "progan",
-        grows: true,
-        one_per_worker: false,
-        averages: true,
-        pairing: Pairing::One,
-        defaults: None,
-    },
+    Family { name: "progan", grows: true, one_per_worker: false, pairing: Pairing::One, defaults: None },
     Family {
         name: "sngan",
         grows: false,
         one_per_worker: false,
-        averages: true,
         pairing: Pairing::One,
         defaults: Some(sngan::DEFAULTS),
     },
@@ -100,7 +90,6 @@ pub const FAMILIES: [Family; 4] = [
         name: "cyclegan",
         grows: false,
         one_per_worker: true,
-        averages: false,
         pairing: Pairing::Unpaired,
         defaults: Some(cyclegan::DEFAULTS),
     },
@@ -108,7 +97,6 @@ pub const FAMILIES: [Family; 4] = [
         name: "pix2pix",
         grows: false,
         one_per_worker: true,
-        averages: false,
         pairing: Pairing::Paired,
         defaults: Some(pix2pix::DEFAULTS),
     },

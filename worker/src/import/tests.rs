@@ -14,6 +14,9 @@ use tempfile::{TempDir, tempdir};
 const NOWHERE: &str = "/nowhere";
 
 const CYCLEGAN: &str = "family = \"cyclegan\"\nresolution = 16\ng_width = 4\ng_blocks = 2\nd_width = 4\nd_layers = 1";
+/// One that the authors' code cannot build.
+const SHALLOW: &str = "family = \"cyclegan\"\nresolution = 16\ng_width = 4\ng_blocks = 2\nd_width = 4\nd_layers = 1\ng_downs = 1\n\
+    upscale = \"nearest\"\naverage = true";
 const PIX2PIX: &str = "family = \"pix2pix\"\nresolution = 32\ng_width = 2\ng_downs = 5\nd_width = 2\nd_layers = 1";
 const SNGAN: &str = "family = \"sngan\"\nresolution = 8\nlatent_size = 8\nwidth = 8";
 const PROGAN: &str = "resolution = 16\nlatent_size = 8\nfmap_base = 64\nfmap_max = 8\nupscale = \"unfused\"";
@@ -21,7 +24,7 @@ const PROGAN: &str = "resolution = 16\nlatent_size = 8\nfmap_base = 64\nfmap_max
 /// A run of these networks, in the folder `store`; one that grows does so every 100 images, and fades for 100 more.
 fn config(keys: &str, seed: u64, store: &Path) -> RunConfig {
     let (load, growth) = match keys {
-        CYCLEGAN | PIX2PIX => ("load_size = 40", ""),
+        CYCLEGAN | SHALLOW | PIX2PIX => ("load_size = 40", ""),
         PROGAN => ("", "[train.growth]\nstable_kimg = 0.1\nfade_kimg = 0.1"),
         _ => ("", ""),
     };
@@ -72,7 +75,7 @@ fn distance(one: &Tensor, other: &Tensor) -> f64 {
 
 #[test]
 fn every_family_comes_back_as_it_was_in_every_form() {
-    for (keys, exact) in [(CYCLEGAN, true), (PIX2PIX, true), (SNGAN, true), (PROGAN, false)] {
+    for (keys, exact) in [(CYCLEGAN, true), (SHALLOW, true), (PIX2PIX, true), (SNGAN, true), (PROGAN, false)] {
         for &format in Format::of(&config(keys, 1, Path::new(NOWHERE)).model) {
             let (folder, model) = written(keys, format, full(keys));
             let (taken, other) = taken(keys, &folder.path().join("out"), None).unwrap();
@@ -98,6 +101,10 @@ fn files_are_called_as_their_readers_expect() {
     };
     let authors = ["D_A", "D_B", "G_A", "G_B"].map(|network| format!("latest_net_{network}.pth"));
     assert_eq!(names(CYCLEGAN, Format::PytorchCycleGan), authors);
+    let ours =
+        ["D_A", "D_B", "G_A", "G_B", "average_G_A", "average_G_B"].map(|network| format!("{network}.safetensors"));
+    assert_eq!(names(SHALLOW, Format::Safetensors), ours);
+    assert_eq!(Format::of(&config(SHALLOW, 1, Path::new(NOWHERE)).model), [Format::Safetensors]);
     assert_eq!(names(PIX2PIX, Format::Safetensors), ["D.safetensors", "G.safetensors"]);
     assert_eq!(names(PROGAN, Format::GanZoo), ["t_s2_i2.pt"]);
     assert_eq!(names(SNGAN, Format::Safetensors), ["average.safetensors", "d.safetensors", "g.safetensors"]);

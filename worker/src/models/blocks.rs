@@ -149,6 +149,11 @@ impl Conv {
         made.expect("a block's shapes follow from the architecture")
     }
 
+    /// Nearest-neighbour upscaling and 3x3 convolution, in one.
+    pub fn upscaling(&self, x: &Tensor) -> Tensor {
+        x.conv_transpose2d(&upscaling_kernel(&self.weight), Some(&self.bias), 2, 1, 0, 1, 1)
+    }
+
     /// Transposed convolution that doubles the side: stride 2, padding 1, output padding 1. Its weight is `[in, out, 3, 3]`.
     pub fn transposed(&self, x: &Tensor) -> Tensor {
         x.conv_transpose2d(&self.weight, Some(&self.bias), 2, 1, 1, 1, 1)
@@ -224,9 +229,7 @@ impl Layer {
 
     /// Nearest-neighbour upscaling and 3x3 convolution as one transposed 4x4 convolution: the same function.
     pub fn upscaling_conv(&self, x: &Tensor) -> Tensor {
-        // a transposed convolution flips its kernel, so it is turned round first
-        let kernel = spread(&self.weight).flip([2, 3]).transpose(0, 1);
-        self.convolve(x, &kernel, Geometry { stride: 2, padding: 1, transposed: true }, None)
+        self.convolve(x, &upscaling_kernel(&self.weight), Geometry { stride: 2, padding: 1, transposed: true }, None)
     }
 
     /// 3x3 convolution and 2x2 mean as one strided 4x4 convolution, and leaky ReLU: conv, mean, bias, in this order.
@@ -234,6 +237,12 @@ impl Layer {
         let kernel = spread(&self.weight) * 0.25;
         self.convolve(x, &kernel, Geometry { stride: 2, padding: 1, transposed: false }, Some(SLOPE))
     }
+}
+
+/// The kernel of the transposed 4x4 convolution with stride 2 that is nearest-neighbour upscaling and the 3x3 convolution of `weight`.
+fn upscaling_kernel(weight: &Tensor) -> Tensor {
+    // a transposed convolution flips its kernel, so it is turned round first
+    spread(weight).flip([2, 3]).transpose(0, 1)
 }
 
 /// The 4x4 kernel of a 3x3 convolution over doubled pixels: the sum of its four shifts.
@@ -264,6 +273,8 @@ mod tests {
         let layer = layer(5, 3);
         let x = Tensor::randn([2, 3, 8, 8], (Kind::Double, Device::Cpu));
         assert!(distance(&layer.upscaling_conv(&x), &layer.conv(&upscale(&x))) < 1e-12);
+        let plain = Conv { weight: layer.weight.shallow_clone(), bias: layer.bias.shallow_clone() };
+        assert!(distance(&plain.upscaling(&x), &plain.apply(&upscale(&x), 1, 1)) < 1e-12);
         let bias = layer.bias.view([1, -1, 1, 1]);
         let plain = leaky(downscale(&(layer.conv(&x) - &bias)) + &bias);
         assert!(distance(&layer.leaky_downscaling_conv(&x), &plain) < 1e-12);

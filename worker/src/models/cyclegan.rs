@@ -11,7 +11,7 @@ use super::blocks::{Conv, instance_norm, l1, range, reflect, single};
 use super::patchgan::Judge;
 use super::{Batch, Draw, GanModel, Loss, Phase, Role, Translator, Whole, mean};
 use crate::parameters::Parameters;
-use common::families::cyclegan::{Architecture, DIRECTIONS, DOMAINS, FIRST_BLOCK};
+use common::families::cyclegan::{Architecture, DIRECTIONS, DOMAINS, Upscale};
 use common::growth::Level;
 use common::schedule::Stage;
 use common::seed::{Purpose, Stream};
@@ -21,10 +21,11 @@ use tch::{Device, Kind, Tensor, no_grad};
 #[derive(Debug)]
 struct Generator {
     first: Conv,
-    down: [Conv; 2],
+    down: Vec<Conv>,
     blocks: Vec<[Conv; 2]>,
-    up: [Conv; 2],
+    up: Vec<Conv>,
     last: Conv,
+    upscale: Upscale,
     /// What blocks remember of an image for backward is computed once more there.
     sparing: bool,
 }
@@ -32,20 +33,19 @@ struct Generator {
 impl Generator {
     fn new(a: &Architecture, p: &Parameters, direction: &str, sparing: bool) -> Self {
         let conv = |place: u32, rest: &str| Conv::new(p, &format!("g.{direction}{place}{rest}"));
-        let after = FIRST_BLOCK + a.g_blocks;
+        let places = a.places();
         Self {
-            first: conv(1, ""),
-            down: [4, 7].map(|place| conv(place, "")),
-            blocks: (FIRST_BLOCK..after)
-                .map(|place| [1, 5].map(|i| conv(place, &format!(".conv_block.{i}"))))
-                .collect(),
-            up: [after, after + 3].map(|place| conv(place, "")),
-            last: conv(after + 7, ""),
+            first: conv(places.first, ""),
+            down: places.down.into_iter().map(|place| conv(place, "")).collect(),
+            blocks: (places.blocks).map(|place| [1, 5].map(|i| conv(place, &format!(".conv_block.{i}")))).collect(),
+            up: places.up.into_iter().map(|place| conv(place, "")).collect(),
+            last: conv(places.last, ""),
+            upscale: a.upscale,
             sparing,
         }
     }
 
-    /// `[n, 3, h, w] -> [n, 3, h, w]` in [-1, 1]; sides are multiples of 4.
+    /// `[n, 3, h, w] -> [n, 3, h, w]` in [-1, 1]; sides are multiples of [`Architecture::multiple`].
     fn forward(&self, images: &Tensor) -> Tensor {
         let mut x = instance_norm(&self.first.apply(&reflect(images, 3), 1, 0)).relu_();
         for conv in &self.down {
@@ -61,21 +61,28 @@ impl Generator {
             x = &x + instance_norm(&other.apply(&reflect(&inner, 1), 1, 0));
         }
         for conv in &self.up {
-            x = instance_norm(&conv.transposed(&x)).relu_();
+            let doubled = match self.upscale {
+                Upscale::Transposed => conv.transposed(&x),
+                Upscale::Nearest => conv.upscaling(&x),
+            };
+            x = instance_norm(&doubled).relu_();
         }
         single(self.last.apply(&reflect(&x, 3), 1, 0).tanh())
     }
 }
 
-/// The four networks, the pools, and their phases.
+/// The four networks, the average of those that make images, the pools, and their phases.
 pub struct CycleGan {
     architecture: Architecture,
     phases: [Phase; 2],
     g: Parameters,
     d: Parameters,
     pools: Parameters,
+    average: Option<Parameters>,
     /// A to B, B to A.
     generators: [Generator; 2],
+    /// The same with averaged weights, where they are kept.
+    averaged: Option<[Generator; 2]>,
     /// Of A, of B.
     judges: [Judge; 2],
     sparing: bool,
@@ -98,13 +105,22 @@ impl CycleGan {
         let g = Parameters::draw(generators, seed, 0, kind, device);
         let d = Parameters::draw(discriminators, seed, first_of_d, kind, device);
         let pools = Parameters::draw(architecture.pools(minibatch), seed, 0, kind, device);
+        let average = architecture.average.then(|| g.copy());
+        let generators =
+            |of: &Parameters| DIRECTIONS.map(|direction| Generator::new(&architecture, of, direction, sparing));
+        let phase = |name, counts_images, averages| Phase {
+            name,
+            module: name,
+            repeats: 1,
+            reads_images: true,
+            counts_images,
+            averages,
+        };
         Self {
-            phases: [
-                // the images of a step count once: with the last phase that is shown them
-                Phase { name: "g", module: "g", repeats: 1, reads_images: true, counts_images: false, averages: false },
-                Phase { name: "d", module: "d", repeats: 1, reads_images: true, counts_images: true, averages: false },
-            ],
-            generators: DIRECTIONS.map(|direction| Generator::new(&architecture, &g, direction, sparing)),
+            // the images of a step count once: with the last phase that is shown them
+            phases: [phase("g", false, architecture.average), phase("d", true, false)],
+            generators: generators(&g),
+            averaged: average.as_ref().map(generators),
             sparing,
             judges: DOMAINS
                 .map(|domain| Judge::new(&architecture.patches(), &d, &format!("d.{domain}"), architecture.gan_loss)),
@@ -112,6 +128,7 @@ impl CycleGan {
             g,
             d,
             pools,
+            average,
         }
     }
 
@@ -264,6 +281,10 @@ impl GanModel for CycleGan {
         }
     }
 
+    fn average(&self) -> Option<(&'static str, &Parameters)> {
+        self.average.as_ref().map(|average| ("g", average))
+    }
+
     fn memory(&self) -> Option<&Parameters> {
         Some(&self.pools)
     }
@@ -310,11 +331,12 @@ impl Translator for CycleGan {
     }
 
     fn translate(&self, direction: usize, images: &Tensor) -> Tensor {
-        no_grad(|| self.generators[direction].forward(images))
+        let generators = self.averaged.as_ref().unwrap_or(&self.generators);
+        no_grad(|| generators[direction].forward(images))
     }
 
     fn multiple(&self) -> u32 {
-        4
+        self.architecture.multiple()
     }
 }
 

@@ -174,6 +174,10 @@ fn a_run_may_be_as_long_as_its_data_say() {
     assert_eq!((fixed.train.total_images(), fixed.train.epochs), (5000, None));
     let said = for_workers(&cyclegan("[train]\nminibatch = 3\nconstant_epochs = 7"), &[], &[], 4).unwrap().config;
     assert_eq!((said.train.minibatch_at(256), said.train.epochs.unwrap().total()), (3, 107));
+    let averaged = config(&cyclegan("average = true"));
+    assert_eq!((fixed.model.averages(), averaged.model.averages()), (false, true));
+    assert_eq!(averaged.train.ema, Ema::HalfLifeKimg(1.0));
+    assert_eq!(amended(&averaged, &[]).unwrap().config, averaged);
     let growing = config(&format!("{SMALL}[train]\nconstant_epochs = 7"));
     assert_eq!(growing.train.epochs.map(|epochs| epochs.total()), Some(7));
     // what each sample is shown next lies in the checkpoint

@@ -147,11 +147,19 @@ fn values_that_do_not_fit_together() {
         ),
         (
             "[model]\nfamily = \"cyclegan\"\n[train]\nema_decay = 0.9",
-            "run.toml:7: train.ema_decay: networks of family \"cyclegan\" keep no moving average",
+            "run.toml:7: train.ema_decay: the generators have no moving average\n    with model.average = true they have",
+        ),
+        (
+            "[model]\nfamily = \"pix2pix\"\n[train]\nema_decay = 0.9",
+            "run.toml:7: train.ema_decay: networks of family \"pix2pix\" keep no moving average",
         ),
         (
             "[model]\nfamily = \"cyclegan\"\nresolution = 16",
             "default: model.d_layers: 3 layers leave nothing to judge at 16 pixels\n    fewer layers, or model.resolution = 32",
+        ),
+        (
+            "[model]\nfamily = \"cyclegan\"\nresolution = 16\ng_downs = 4\nd_layers = 1",
+            "run.toml:7: model.g_downs: 4 halvings leave one pixel of 16\n    fewer, or model.resolution = 32 or more",
         ),
         (
             "[model]\nfamily = \"cyclegan\"\n[train]\nd_repeats = 2",

@@ -1,6 +1,6 @@
 use super::*;
 use crate::models::testing::two_domains;
-use common::families::cyclegan::GanLoss;
+use common::families::cyclegan::{GanLoss, Upscale};
 
 const F64: (Kind, Device) = (Kind::Double, Device::Cpu);
 const SIDE: u32 = 16;
@@ -21,6 +21,7 @@ fn architecture() -> Architecture {
         resolution: SIDE,
         g_width: 4,
         g_blocks: 2,
+        g_downs: 2,
         d_width: 4,
         d_layers: 2,
         gan_loss: GanLoss::Lsgan,
@@ -28,6 +29,8 @@ fn architecture() -> Architecture {
         lambda_b: 7.0,
         lambda_identity: 0.5,
         pool_size: 50,
+        upscale: Upscale::Transposed,
+        average: false,
     }
 }
 
@@ -100,8 +103,8 @@ fn images_keep_their_size_and_scores_are_maps() {
 /// gan.md 2.3, pass by pass; identity weighs lambda * lambda_identity.
 #[test]
 fn the_objective_of_g_is_the_sum_of_its_terms() {
-    for lambda_identity in [0.5, 0.0] {
-        let model = model(Architecture { lambda_identity, ..architecture() });
+    for (lambda_identity, upscale, g_downs) in [(0.5, Upscale::Transposed, 2), (0.0, Upscale::Nearest, 1)] {
+        let model = model(Architecture { lambda_identity, upscale, g_downs, ..architecture() });
         let [a, b] = reals(&batch(0..MINIBATCH), &draw(40));
         let [a2b, b2a] = &model.generators;
         let [judge_a, judge_b] = &model.judges;
