@@ -94,6 +94,7 @@ impl Check<'_> {
             lambda_identity: self.need("model.lambda_identity", raw.lambda_identity, 0.0),
             pool_size: self.need("model.pool_size", raw.pool_size, 0),
             upscale: self.need("model.upscale", raw.upscale, cyclegan::Upscale::Transposed),
+            residual: self.need("model.residual", raw.residual, false),
             average: self.need("model.average", raw.average, false),
         }
     }

@@ -142,6 +142,9 @@ pub struct RawCycleGan {
     pub pool_size: Option<u32>,
     /// How a generator doubles the side: `transposed` as the authors do, or `nearest`, which leaves no chequered grain.
     pub upscale: Option<cyclegan::Upscale>,
+    /// Whether a generator makes what is to be added to its input, and not the image itself: what need not change is then sharp from the
+    /// first step.
+    pub residual: Option<bool>,
     /// Whether a moving average of the generators is kept. It then makes the images that people see, and those that are judged.
     pub average: Option<bool>,
 }

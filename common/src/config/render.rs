@@ -177,6 +177,7 @@ fn cyclegan(model: &cyclegan::Architecture) -> RawCycleGan {
         lambda_identity: Some(model.lambda_identity),
         pool_size: Some(model.pool_size),
         upscale: Some(model.upscale),
+        residual: Some(model.residual),
         average: Some(model.average),
     }
 }

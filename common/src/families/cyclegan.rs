@@ -50,6 +50,9 @@ pub struct Architecture {
     /// How a generator's last layers double the side.
     #[serde(default)]
     pub upscale: Upscale,
+    /// Whether a generator makes what is to be added to its input, and not the image itself.
+    #[serde(default)]
+    pub residual: bool,
     /// Whether a moving average of the generators is kept, which then makes the images that people see.
     #[serde(default)]
     pub average: bool,
@@ -111,6 +114,12 @@ impl Architecture {
             up: threes(after),
             last: after + 3 * self.g_downs + 1,
         }
+    }
+
+    /// Whether the authors' code can build such generators.
+    #[must_use]
+    pub fn is_the_authors(&self) -> bool {
+        self.upscale == Upscale::Transposed && self.g_downs == AUTHORS_DOWNS && !self.residual
     }
 
     /// Pixels that become one on the way down: sides are multiples of it.
@@ -209,6 +218,7 @@ mod tests {
             lambda_identity: 0.5,
             pool_size: 50,
             upscale: Upscale::Transposed,
+            residual: false,
             average: false,
         }
     }

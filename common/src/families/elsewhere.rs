@@ -52,11 +52,7 @@ impl Format {
             Model::ProGan(_) => &[Self::GanZoo, Self::Safetensors],
             Model::Sngan(_) => &[Self::Safetensors],
             // the authors' code can build no such generators
-            Model::CycleGan(a)
-                if a.upscale != cyclegan::Upscale::Transposed || a.g_downs != cyclegan::AUTHORS_DOWNS =>
-            {
-                &[Self::Safetensors]
-            }
+            Model::CycleGan(a) if !a.is_the_authors() => &[Self::Safetensors],
             Model::CycleGan(_) | Model::Pix2Pix(_) => &[Self::PytorchCycleGan, Self::Safetensors],
         }
     }

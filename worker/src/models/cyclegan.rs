@@ -17,6 +17,9 @@ use common::schedule::Stage;
 use common::seed::{Purpose, Stream};
 use tch::{Device, Kind, Tensor, no_grad};
 
+/// White and black are this far from where they could not be changed any more.
+const NEARLY: f64 = 0.97;
+
 /// An image of one domain to an image of the other (section 7.2; gan.md 2.1).
 #[derive(Debug)]
 struct Generator {
@@ -26,6 +29,8 @@ struct Generator {
     up: Vec<Conv>,
     last: Conv,
     upscale: Upscale,
+    /// What it makes is added to its input.
+    residual: bool,
     /// What blocks remember of an image for backward is computed once more there.
     sparing: bool,
 }
@@ -41,6 +46,7 @@ impl Generator {
             up: places.up.into_iter().map(|place| conv(place, "")).collect(),
             last: conv(places.last, ""),
             upscale: a.upscale,
+            residual: a.residual,
             sparing,
         }
     }
@@ -67,7 +73,12 @@ impl Generator {
             };
             x = instance_norm(&doubled).relu_();
         }
-        single(self.last.apply(&reflect(&x, 3), 1, 0).tanh())
+        let made = self.last.apply(&reflect(&x, 3), 1, 0);
+        let made = match self.residual {
+            true => made + (images * NEARLY).atanh(),
+            false => made,
+        };
+        single(made.tanh())
     }
 }
 

@@ -30,6 +30,7 @@ fn architecture() -> Architecture {
         lambda_identity: 0.5,
         pool_size: 50,
         upscale: Upscale::Transposed,
+        residual: false,
         average: false,
     }
 }
@@ -98,6 +99,22 @@ fn images_keep_their_size_and_scores_are_maps() {
             assert_eq!(spec.shape, tensor.size(), "{}", spec.name);
         }
     }
+}
+
+/// One that adds nothing gives the image back, and white can still become another colour.
+#[test]
+fn a_generator_that_adds_to_its_input_begins_there() {
+    let model = model(Architecture { residual: true, ..architecture() });
+    let last = |kind: &str| model.g.get(&format!("g.a2b{}.{kind}", architecture().places().last)).detach();
+    for kind in ["weight", "bias"] {
+        let _zero = last(kind).zero_();
+    }
+    let [image, _] = reals(&batch(0..2), &draw(40));
+    let apart = (model.generators[0].forward(&image) - &image * NEARLY).abs().max().double_value(&[]);
+    assert!(apart < 1e-9, "{apart:e}");
+    let _dark = last("bias").fill_(-9.0);
+    let white = image.ones_like();
+    assert!(model.generators[0].forward(&white).max().double_value(&[]) < -0.99);
 }
 
 /// gan.md 2.3, pass by pass; identity weighs lambda * lambda_identity.
