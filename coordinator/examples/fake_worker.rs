@@ -4,7 +4,7 @@
 //! `FAKE_DO=crash|panic|vanish|diverge|deaf|alien` with `FAKE_RANK` (the rank that does it) and `FAKE_AT` (images);
 //! `FAKE_PREPARE=fail`. It trains nothing: every 2 ms are 4 images.
 
-use agent::{Activity, Agent, Assignment, JoinInfo, Next, Notice, Progress, Seat, Stored, Trouble};
+use agent::{Activity, Agent, Assignment, JoinInfo, Next, Notice, Progress, Reach, Seat, Stored, Trouble};
 use collective::{Collective, CollectiveError, Listener, Membership, Mesh, Solo};
 use common::checkpoint::{Dataset, FORMAT, Manifest, TrainerCursor};
 use common::config::resolved::RunConfig;
@@ -95,7 +95,7 @@ fn join(address: &str) -> ExitCode {
         say(&format!("ERROR join: {error}"));
         error.exit().into()
     };
-    let (agent, config) = match Agent::connect(address, &token, info, Duration::from_secs(5)) {
+    let (agent, config) = match Agent::connect(Reach::plain(address, &token), info, Duration::from_secs(5)) {
         Ok(joined) => joined,
         Err(error) => return failed(error),
     };

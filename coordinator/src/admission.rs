@@ -68,7 +68,7 @@ pub fn hex(bytes: &[u8]) -> String {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum JoinError {
     /// The secret is another.
-    #[error("the token is wrong: give the one of this run in GANFLEET_TOKEN")]
+    #[error("the token is wrong: give the one of this run in GANFLEET_TOKEN, or the credentials that belong to it")]
     Token,
     /// The worker speaks another protocol.
     #[error("protocol {theirs} is not spoken here, {ours} is: use the worker that came with this coordinator")]

@@ -2,7 +2,9 @@
 
 use crate::checkpoints_cli::CheckpointsCommand;
 use crate::config_cli::ConfigCommand;
+use crate::credentials::CredentialsCommand;
 use crate::display::{Style, line};
+use crate::doctor::DoctorArgs;
 use crate::failure::Failure;
 use crate::launch::{Begin, Options, launch};
 use crate::operate::operate;
@@ -10,7 +12,7 @@ use crate::origin::{self, Overrides, Resume};
 use crate::plot::PlotArgs;
 use crate::report::ReportArgs;
 use crate::s3_args::S3Args;
-use crate::{checkpoints_cli, config_cli, plot, render, report, trained};
+use crate::{checkpoints_cli, config_cli, credentials, doctor, plot, render, report, trained};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use common::exit::Exit;
 use common::families::elsewhere::Format;
@@ -158,6 +160,11 @@ pub enum Command {
     /// List, show and verify checkpoints
     #[command(subcommand)]
     Checkpoints(CheckpointsCommand),
+    /// Make, renew and show what machines of a run prove themselves with
+    #[command(subcommand)]
+    Credentials(CredentialsCommand),
+    /// Look for what would hinder a run on this machine, and say what to do about it
+    Doctor(DoctorArgs),
     /// Check, show and explain experiment files
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -178,6 +185,12 @@ pub struct How {
     /// Address for workers and operators
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:0")]
     listen: SocketAddr,
+    /// Address that workers from elsewhere are told, where it is another: every address is listened on, or something between rewrites them
+    #[arg(long, value_name = "HOST:PORT")]
+    advertise: Option<String>,
+    /// Folder that `coordinator credentials make` has made: connections are then encrypted, and both sides prove who they are
+    #[arg(long, env = "GANFLEET_CREDENTIALS", value_name = "FOLDER", conflicts_with = "insecure")]
+    credentials: Option<PathBuf>,
     /// Allow --listen beyond this machine although nothing is encrypted
     #[arg(long)]
     insecure: bool,
@@ -216,6 +229,8 @@ impl From<How> for Options {
             overrides: Overrides { set: how.set, workers: how.workers },
             local: how.local,
             listen: how.listen,
+            advertise: how.advertise,
+            credentials: how.credentials,
             insecure: how.insecure,
             stop_deadline: Duration::from_secs(how.stop_deadline),
             chaos: how.chaos,
@@ -251,6 +266,8 @@ pub async fn run(command: Command) -> Result<Exit, Failure> {
         Command::Plot(args) => plot::plot(&args).await.map(|()| Exit::Ok),
         Command::Report(args) => report::report(&args).await.map(|()| Exit::Ok),
         Command::Checkpoints(command) => checkpoints_cli::run(&command, &mut std::io::stdout().lock()).await,
+        Command::Doctor(args) => doctor::doctor(&args).await,
+        Command::Credentials(command) => credentials::run(&command),
         Command::Config(command) => {
             config_cli::run(&command, &mut std::io::stdout().lock())?;
             Ok(Exit::Ok)
@@ -290,6 +307,10 @@ mod tests {
             "coordinator export /runs/toy --format pytorch-cyclegan --out weights",
             "coordinator import a.toml --from latest_net_G.pth --network G_A --set seed=2",
             "coordinator config default",
+            "coordinator credentials make secrets --days 30",
+            "coordinator credentials renew secrets --authority",
+            "coordinator doctor a.toml --workers 2 --listen [::1]:4000 --json",
+            "coordinator launch a.toml --listen [::]:4000 --credentials secrets",
             "coordinator report /runs/toy --json",
             "coordinator checkpoints ls /runs/toy --json",
         ] {
@@ -299,6 +320,7 @@ mod tests {
             "coordinator",
             "coordinator launch",
             "coordinator launch a --plain --json",
+            "coordinator launch a --credentials secrets --insecure",
             "coordinator launch a --workers 0",
             "coordinator export /runs/toy --format pickle --out weights",
         ] {

@@ -62,13 +62,14 @@ pub(crate) async fn take_over(
     let deaf = |error| Failure::new(Exit::Network, format!("cannot listen on {}: {error}", options.listen));
     let listener = listen(options.listen, predecessor.address).map_err(deaf)?;
     let address = listener.local_addr().map_err(deaf)?;
-    let (tenure, epoch, nonce) = hold(run, leased, found.epoch, address, policy.patience).await?;
+    let public = options.public(address);
+    let (tenure, epoch, nonce) = hold(run, leased, found.epoch, &public, policy.patience).await?;
     let mut records = Records::take_over(held.folder(), run.clone(), was_local.is_some()).await?;
     let (generation, world) = (memory.at_work().0, memory.members().len() as u32);
     let header = Header::new(&run.url(), (epoch, &nonce), (workers, local), config);
     let newest = memory.newest.clone();
     let journal = Journal::begin(held.folder(), header, memory);
-    let announced = held.announce(&address.to_string(), &run.url(), epoch, token);
+    let announced = held.announce(&address.to_string(), &run.url(), epoch, token, stage.credentials);
     let (name, url) = (run.name().to_owned(), run.url());
     let news = News::TakenOver { run: name, url, epoch, generation, workers: world, address: address.to_string() };
     tell(&mut records, stage.display, &news);
@@ -86,7 +87,14 @@ pub(crate) async fn take_over(
         generation: found.generation,
         resume: newest,
         recipe: suffering(
-            recipe(stage.worker, address, token, &held.control_file(), machine::gpus(), &fresh_name()?),
+            recipe(
+                stage.worker,
+                address,
+                (token, stage.credentials),
+                &held.control_file(),
+                machine::gpus(),
+                &fresh_name()?,
+            ),
             stage.chaos,
             workers,
         )?,

@@ -6,6 +6,7 @@
 use crate::admission::{Token, hex, random_bytes};
 use crate::chaos::{self, Chaos};
 use crate::display::{Display, Style};
+use crate::door::Door;
 use crate::driver::{Drive, Driver, Keep, Plan, tell};
 use crate::failure::Failure;
 use crate::follow::take_over;
@@ -19,7 +20,7 @@ use crate::server::{self, Beats};
 use crate::state::{self, Held};
 use crate::supervisor::{Recipe, Supervisor};
 use crate::takeover::{self, Found};
-use crate::tenure::{self, Tenure};
+use crate::tenure::{self, Proof, Tenure};
 use crate::view::Facts;
 use crate::{machine, signals};
 use common::config::resolved::{Backend, RunConfig};
@@ -28,11 +29,12 @@ use common::ids::{Generation, ImagesSeen};
 use coordinator_core::{Entry, Memory, OnLoss, Outcome, Policy, Reason, WorkerId};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use storage::{Content, Lease, Patience, Run};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
+use trust::{Credentials, Party};
 
 /// Version that a worker must have.
 pub const BUILD: &str = env!("CARGO_PKG_VERSION");
@@ -43,6 +45,8 @@ const STARTUP_ELSEWHERE: Duration = Duration::from_secs(600);
 /// Environment variable with the run's join token, and the shortest that is taken from it.
 const TOKEN: &str = "GANFLEET_TOKEN";
 const TOKEN_LENGTH: usize = 32;
+/// Environment variable with a worker's folder of credentials.
+const CREDENTIALS: &str = "GANFLEET_CREDENTIALS";
 /// Most workers where the experiment does not say: each pair of ranks holds two connections.
 const WORKERS_MAX: u32 = 256;
 /// Longest time between two signs of life of the coordinator.
@@ -91,6 +95,10 @@ pub struct Options {
     pub local: Option<u32>,
     /// Where to listen.
     pub listen: SocketAddr,
+    /// Where it is reached, if elsewhere.
+    pub advertise: Option<String>,
+    /// Folder of the credentials of coordinator and workers.
+    pub credentials: Option<PathBuf>,
     /// Allow listening beyond this machine without encryption.
     pub insecure: bool,
     /// Time for the last checkpoint after a stop.
@@ -99,6 +107,13 @@ pub struct Options {
     pub chaos: Option<PathBuf>,
     /// How to show it.
     pub style: Style,
+}
+
+impl Options {
+    /// Where workers from elsewhere reach a coordinator that listens at `address`.
+    pub(crate) fn public(&self, address: SocketAddr) -> String {
+        self.advertise.clone().unwrap_or_else(|| address.to_string())
+    }
 }
 
 /// Runs a training to its end and returns the exit code.
@@ -115,17 +130,12 @@ pub async fn launch(begin: Begin, options: &Options) -> Result<Exit, Failure> {
 }
 
 async fn begin_at(begin: Begin, options: &Options, display: &mut Display) -> Result<Exit, Failure> {
-    if !options.listen.ip().is_loopback() && !options.insecure {
-        let message = format!(
-            "listening on {} lets others on the network try, and what travels is not encrypted: add --insecure if that \
-             network is trusted",
-            options.listen
-        );
-        return Err(Failure::new(Exit::Usage, message));
-    }
+    let credentials = credentials(options)?;
     let mut interrupts = signals::catch().map_err(|error| Failure::new(Exit::Internal, error))?;
     let chaos = options.chaos.as_deref().map(chaos::read).transpose()?.unwrap_or_default();
     let (worker, token) = (machine::worker_binary()?, token()?);
+    let of_credentials = || credentials.as_ref().map(|credentials| Token::from_text(credentials.token()));
+    let token = token.or_else(of_credentials);
     let target = match &begin {
         Begin::Experiment { file, resume } => {
             origin::target_of_experiment(file.clone(), &options.overrides, resume.as_ref())?
@@ -138,11 +148,14 @@ async fn begin_at(begin: Begin, options: &Options, display: &mut Display) -> Res
     let mut held = Held::take(&state::home()?, target.run.name())
         .map_err(|failure| if attaches { Failure { exit: refusal, ..failure } } else { failure })?;
     let run = control(&target.run)?;
+    let proof = Proof { token: token.as_ref(), credentials: credentials.as_ref() };
     let found = tokio::select! {
-        found = takeover::find(&held, &run, token.as_ref(), refusal, display) => found?,
+        found = takeover::find(&held, &run, proof, refusal, display) => found?,
         Some(()) = interrupts.recv() => return Ok(withdrawn(display, None)),
     };
-    let mut stage = Stage { worker: &worker, options, chaos: &chaos, display, interrupts: &mut interrupts };
+    let credentials = credentials.as_ref();
+    let mut stage =
+        Stage { worker: &worker, options, credentials, chaos: &chaos, display, interrupts: &mut interrupts };
     match (&found.predecessor, attaches, target.goes_on) {
         (Some(predecessor), _, true) => take_over(predecessor, &found, &target, &mut held, &mut stage, attaches).await,
         (Some(_), _, false) => {
@@ -179,6 +192,8 @@ async fn begin_at(begin: Begin, options: &Options, display: &mut Display) -> Res
 pub(crate) struct Stage<'a> {
     pub worker: &'a Path,
     pub options: &'a Options,
+    /// What it proves itself with; none where nothing is encrypted.
+    pub credentials: Option<&'a Credentials>,
     /// Faults on purpose.
     pub chaos: &'a common::chaos::Plan,
     pub display: &'a mut Display,
@@ -206,7 +221,7 @@ async fn begin_anew(
     };
     origin.generation = origin.generation.max(found.generation);
     let workers = origin::workers(overrides, &origin.config);
-    places(stage.options.local.unwrap_or(workers), workers, stage.options.listen)?;
+    places(stage.options.local.unwrap_or(workers), workers, stage.options)?;
     machine::may_serve(workers)?;
     for note in &origin.notes {
         stage.display.show(&News::Note(note.clone()));
@@ -288,8 +303,9 @@ async fn begin_and_drive(
     let local = options.local.unwrap_or(workers);
     let policy = policy(&origin.config, (workers, local), options);
     let leased = origin.create_only && !found.blind;
-    let (tenure, epoch, nonce) = hold(&origin.run, leased, found.epoch, address, policy.patience).await?;
-    held.announce(&address.to_string(), &origin.run.url(), epoch, token)?;
+    let public = options.public(address);
+    let (tenure, epoch, nonce) = hold(&origin.run, leased, found.epoch, &public, policy.patience).await?;
+    held.announce(&address.to_string(), &origin.run.url(), epoch, token, stage.credentials)?;
 
     let begun = Entry::Begun { generation: origin.generation, went_back: Generation(0), newest: origin.resume.clone() };
     let header = Header::new(&origin.run.url(), (epoch, &nonce), (workers, local), &config);
@@ -304,11 +320,10 @@ async fn begin_and_drive(
     tell(records, stage.display, &launched);
     if local < workers {
         let text = format!(
-            "waiting up to {} minutes for {} of {workers} workers from elsewhere: `worker join {address}` with the run's \
-             token in {TOKEN} (it is in {})",
+            "waiting up to {} minutes for {} of {workers} workers from elsewhere: {}",
             STARTUP_ELSEWHERE.as_secs() / 60,
             workers - local,
-            held.token_file().display()
+            invitation(&public, stage.credentials, held)
         );
         tell(records, stage.display, &News::Note(text));
     }
@@ -323,7 +338,7 @@ async fn begin_and_drive(
         generation: origin.generation.max(records.ledger().last().unwrap_or_default()),
         resume: origin.resume.clone(),
         recipe: suffering(
-            recipe(worker, address, token, &held.control_file(), machine::gpus(), &fresh_name()?),
+            recipe(worker, address, (token, stage.credentials), &held.control_file(), machine::gpus(), &fresh_name()?),
             stage.chaos,
             workers,
         )?,
@@ -343,14 +358,14 @@ pub(crate) async fn hold(
     run: &Run,
     leased: bool,
     last: u64,
-    address: SocketAddr,
+    address: &str,
     patience: Duration,
 ) -> Result<(Tenure, u64, String), Failure> {
     if !leased {
         return Ok((Tenure::none(), last + 1, String::new()));
     }
     let run = control(run)?;
-    let lease = tenure::take(&run, last, &address.to_string(), tenure::pulse(patience)).await?;
+    let lease = tenure::take(&run, last, address, tenure::pulse(patience)).await?;
     let (epoch, nonce) = (lease.epoch, lease.nonce.clone());
     Ok((Tenure::keep(run, lease), epoch, nonce))
 }
@@ -366,7 +381,8 @@ pub(crate) async fn drive(
 ) -> Result<End, Failure> {
     let (inputs, receiver) = mpsc::channel(1024);
     let beats = Beats::default();
-    let serving = tokio::spawn(server::serve(listener, plan.token.clone(), BUILD, inputs, beats.clone()));
+    let door = stage.credentials.map(Door::open).transpose()?;
+    let serving = tokio::spawn(server::serve((listener, door), plan.token.clone(), BUILD, inputs, beats.clone()));
     let (supervisor, children) = Supervisor::new(held.folder());
     let driver = Driver::new(plan, keep, supervisor, records, stage.display).with(Chaos::new(stage.chaos));
     let driven = driver.run(receiver, beats, children, stage.interrupts).await;
@@ -429,15 +445,16 @@ pub(crate) fn fresh_name() -> Result<String, Failure> {
 }
 
 /// Whether workers from elsewhere have a place, and an address to go to.
-fn places(local: u32, workers: u32, listen: SocketAddr) -> Result<(), Failure> {
+fn places(local: u32, workers: u32, options: &Options) -> Result<(), Failure> {
+    let listen = options.listen;
     if local > workers {
         let message = format!("--local {local} is more than the {workers} workers of the run: raise --workers too");
         return Err(Failure::new(Exit::Usage, message));
     }
-    if local < workers && listen.ip().is_unspecified() {
+    if local < workers && listen.ip().is_unspecified() && options.advertise.is_none() {
         let message = format!(
-            "--listen {listen} is every address of this machine, and workers from elsewhere must be told one: name the one by \
-             which they reach it"
+            "--listen {listen} is every address of this machine, and workers from elsewhere must be told one: name it with \
+             --advertise HOST:PORT"
         );
         return Err(Failure::new(Exit::Usage, message));
     }
@@ -455,6 +472,43 @@ fn token() -> Result<Option<Token>, Failure> {
     }
 }
 
+/// What this coordinator proves itself with; beyond this machine it must, unless the network is said to be trusted.
+fn credentials(options: &Options) -> Result<Option<Credentials>, Failure> {
+    let Some(folder) = &options.credentials else {
+        return match options.listen.ip().is_loopback() || options.insecure {
+            true => Ok(None),
+            false => {
+                let message = format!(
+                    "listening on {} lets others on the network try. Make credentials, `coordinator credentials make FOLDER`, and launch \
+                     with --credentials FOLDER; or add --insecure if everybody on that network is trusted",
+                    options.listen
+                );
+                Err(Failure::new(Exit::Usage, message))
+            }
+        };
+    };
+    let refused = |error| Failure::new(Exit::Config, error);
+    let folder = std::path::absolute(folder).map_err(|error| refused(error.to_string()))?;
+    let now = SystemTime::now();
+    let read = |party| Credentials::read(&folder, party, now).map_err(|error| refused(error.to_string()));
+    let ours = read(Party::Coordinator)?;
+    if options.local != Some(0) {
+        read(Party::Worker)?;
+    }
+    Ok(Some(ours))
+}
+
+/// How workers from elsewhere come.
+fn invitation(address: &str, credentials: Option<&Credentials>, held: &Held) -> String {
+    match credentials {
+        Some(_) => format!("`worker join {address} --credentials FOLDER` with the workers' credentials"),
+        None => {
+            let file = held.token_file();
+            format!("`worker join {address}` with the run's token in {TOKEN} (it is in {})", file.display())
+        }
+    }
+}
+
 fn no_randomness(error: std::io::Error) -> Failure {
     Failure::new(Exit::Internal, format!("no random numbers: {error}"))
 }
@@ -463,21 +517,27 @@ fn no_randomness(error: std::io::Error) -> Failure {
 pub(crate) fn recipe(
     worker: &Path,
     address: SocketAddr,
-    token: &Token,
+    (token, credentials): (&Token, Option<&Credentials>),
     control: &Path,
     gpus: Vec<u32>,
     nonce: &str,
 ) -> Recipe {
+    // around the coordinator's own there are the workers'
+    let folder = credentials.and_then(|credentials| credentials.folder().parent());
+    let folder = folder.map(|folder| (CREDENTIALS.to_owned(), folder.to_string_lossy().into_owned()));
     Recipe {
         worker: WorkerId(format!("{nonce}-")),
         gpus,
         program: worker.to_owned(),
         arguments: vec!["join".to_owned(), address.to_string()],
-        environment: vec![
+        environment: [
             (TOKEN.to_owned(), token.expose().to_owned()),
             // where they look for the next coordinator of this machine
             ("GANFLEET_CONTROL".to_owned(), control.to_string_lossy().into_owned()),
-        ],
+        ]
+        .into_iter()
+        .chain(folder)
+        .collect(),
     }
 }
 
@@ -532,7 +592,7 @@ mod tests {
         let token = Token::from_text("secret");
         let address = "127.0.0.1:4000".parse().unwrap();
         let control = Path::new("/state/control.json");
-        let recipe = recipe(Path::new("/bin/worker"), address, &token, control, vec![4, 6], "ab12");
+        let recipe = recipe(Path::new("/bin/worker"), address, (&token, None), control, vec![4, 6], "ab12");
         let variable = |recipe: &Recipe, name: &str| {
             recipe.environment.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone()).unwrap()
         };

@@ -18,11 +18,13 @@
 //! | [`records`] | `metrics.jsonl`, `ledger.jsonl` and `log.txt` |
 //! | [`chaos`](mod@chaos) | faults on purpose |
 //! | [`view`], [`render`], [`display`] | what is shown: as data, as text, on which screen |
+//! | [`door`], [`credentials`](mod@credentials) | who is let in off loopback, and with what |
 //! | [`state`], [`operate`](mod@operate) | finding and asking the coordinator of a run on this machine |
 //! | [`plot`](mod@plot) | the curves of a run as a picture |
 //! | [`trained`] | what is done with trained networks: this process becomes a worker |
 //! | [`report`](mod@report) | where a run's time went |
 //! | [`s3_args`] | how a store is reached before a run's configuration is known |
+//! | [`doctor`](mod@doctor) | what would hinder a run on this machine |
 //! | [`config_cli`], [`checkpoints_cli`] | `config`: experiment files; `checkpoints`: what a run has stored |
 
 pub mod admission;
@@ -30,7 +32,10 @@ pub mod chaos;
 pub mod checkpoints_cli;
 pub mod cli;
 pub mod config_cli;
+pub mod credentials;
 pub mod display;
+pub mod doctor;
+pub mod door;
 pub mod driver;
 pub mod failure;
 mod follow;

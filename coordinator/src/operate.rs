@@ -6,9 +6,10 @@ use crate::view::Status;
 use common::exit::Exit;
 use rpc::control_client::ControlClient;
 use rpc::operate_request::Command;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::time::timeout;
 use tonic::transport::Endpoint;
+use trust::{Credentials, Party};
 
 /// Time for an answer.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -23,7 +24,10 @@ pub async fn operate(run: &str, command: Command) -> Result<Status, Failure> {
         let message = format!("the coordinator of `{run}` (process {}) at {}: {what}", control.pid, control.address);
         Failure::new(Exit::Network, message)
     };
-    match timeout(DEADLINE, ask(&control.address, token.expose(), command)).await {
+    let read = |folder: &std::path::PathBuf| Credentials::read(folder, Party::Coordinator, SystemTime::now());
+    let credentials = control.credentials.as_ref().map(read).transpose();
+    let credentials = credentials.map_err(|error| Failure::new(Exit::Config, error))?;
+    match timeout(DEADLINE, ask(&control.address, token.expose(), credentials.as_ref(), command)).await {
         Ok(answer) => answer.map_err(broken),
         Err(_) => Err(broken(format!("no answer within {} s", DEADLINE.as_secs()))),
     }
@@ -33,9 +37,18 @@ pub async fn operate(run: &str, command: Command) -> Result<Status, Failure> {
 ///
 /// # Errors
 /// What went wrong, in words.
-pub async fn ask(address: &str, token: &str, command: Command) -> Result<Status, String> {
-    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|e| e.to_string())?;
-    let mut client = ControlClient::new(endpoint.connect().await.map_err(|error| error.to_string())?);
+pub async fn ask(
+    address: &str,
+    token: &str,
+    credentials: Option<&Credentials>,
+    command: Command,
+) -> Result<Status, String> {
+    let scheme = if credentials.is_some() { "https" } else { "http" };
+    let mut endpoint = Endpoint::from_shared(format!("{scheme}://{address}")).map_err(|e| e.to_string())?;
+    if let Some(credentials) = credentials {
+        endpoint = endpoint.tls_config(credentials.client()).map_err(|e| e.to_string())?;
+    }
+    let mut client = ControlClient::new(endpoint.connect().await.map_err(|error| trust::causes(&error))?);
     let request = rpc::OperateRequest { token: token.to_owned(), command: Some(command) };
     let reply = client.operate(request).await.map_err(|status| status.message().to_owned())?;
     serde_json::from_str(&reply.into_inner().status).map_err(|error| format!("its answer cannot be read: {error}"))

@@ -219,6 +219,14 @@ pub async fn of_checkpoint(url: &str, overrides: &Overrides) -> Result<Origin, F
 }
 
 /// The experiment with the number of workers of this machine, where nothing else says how many.
+/// What an experiment file asks for, with nothing looked at but the file.
+///
+/// # Errors
+/// It is wrong.
+pub fn resolved(file: PathBuf, overrides: &Overrides) -> Result<RunConfig, Failure> {
+    Ok(load(file, overrides)?.resolved.config)
+}
+
 fn load(file: PathBuf, overrides: &Overrides) -> Result<Experiment, Failure> {
     let mut set = overrides.set.clone();
     set.extend(overrides.workers.map(|workers| format!("cluster.workers={workers}")));

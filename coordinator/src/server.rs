@@ -4,6 +4,7 @@
 //! life without news, as the core calls it, waits until the driver looks for such.
 
 use crate::admission::{self, Token};
+use crate::door::{Door, Refusals};
 use crate::wire;
 use coordinator_core::{Command, SessionId, Standing, WorkerId};
 use rpc::control_server::{Control, ControlServer};
@@ -146,6 +147,7 @@ struct Server {
     inputs: mpsc::Sender<Input>,
     sessions: AtomicU64,
     strangers: Arc<Semaphore>,
+    refusals: Arc<Refusals>,
 }
 
 /// Listens on `address`.
@@ -160,28 +162,30 @@ pub fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// Serves on `listener` until the task is aborted or dropped with its runtime.
+/// Serves on a listener, through its door if it has one, until the task is aborted or dropped with its runtime.
 ///
 /// # Errors
 /// The listener fails.
 pub async fn serve(
-    listener: TcpListener,
+    (listener, door): (TcpListener, Option<Door>),
     token: Token,
     build: &'static str,
     inputs: mpsc::Sender<Input>,
     beats: Beats,
 ) -> Result<(), tonic::transport::Error> {
     let strangers = Arc::new(Semaphore::new(STRANGERS_MAX));
-    let server = Server { beats, token, build, inputs, sessions: AtomicU64::new(1), strangers };
+    let refusals = Arc::new(Refusals::default());
+    let (sessions, told) = (AtomicU64::new(1), Arc::clone(&refusals));
+    let server = Server { beats, token, build, inputs, sessions, strangers, refusals };
     let service = ControlServer::new(server)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    tonic::transport::Server::builder()
-        .concurrency_limit_per_connection(32)
-        .add_service(service)
+    let router = tonic::transport::Server::builder().concurrency_limit_per_connection(32).add_service(service);
+    match door {
         // an order that waits for an acknowledgement is 40 ms late
-        .serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)))
-        .await
+        None => router.serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true))).await,
+        Some(door) => router.serve_with_incoming(door.incoming(listener, told)).await,
+    }
 }
 
 #[tonic::async_trait]
@@ -204,7 +208,7 @@ impl Control for Server {
         let (open, closed) = oneshot::channel();
         let outbox = Outbox { messages, _open: open };
         if let Err(refusal) = admission::admit(&join, &self.token, self.build) {
-            tracing::warn!("a worker at {from:?} was refused: {refusal}");
+            self.refusals.tell(from, &refusal.to_string());
             // the queue is empty: there is room; the stream ends when the outbox is dropped here
             let message = refusal.to_string();
             let _ = outbox.send(to_worker::Body::Refused(rpc::Refused { message, again: false }));

@@ -13,6 +13,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
+use trust::Credentials;
 
 const CONTROL: &str = "control.json";
 const TOKEN: &str = "token";
@@ -34,6 +35,9 @@ pub struct Control {
     /// The number of the coordinator.
     #[serde(default)]
     pub epoch: u64,
+    /// Folder of the credentials that it takes; none where nothing is encrypted.
+    #[serde(default)]
+    pub credentials: Option<PathBuf>,
 }
 
 /// The folder of all runs: `$XDG_STATE_HOME/ganfleet`, else `~/.local/state/ganfleet`.
@@ -119,10 +123,23 @@ impl Held {
     ///
     /// # Errors
     /// The files cannot be written.
-    pub fn announce(&self, address: &str, url: &str, epoch: u64, token: &Token) -> Result<(), Failure> {
+    pub fn announce(
+        &self,
+        address: &str,
+        url: &str,
+        epoch: u64,
+        token: &Token,
+        credentials: Option<&Credentials>,
+    ) -> Result<(), Failure> {
         let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let control =
-            Control { address: address.to_owned(), pid: std::process::id(), started, url: url.to_owned(), epoch };
+        let control = Control {
+            address: address.to_owned(),
+            pid: std::process::id(),
+            started,
+            url: url.to_owned(),
+            epoch,
+            credentials: credentials.map(|credentials| credentials.folder().to_owned()),
+        };
         let text = serde_json::to_string_pretty(&control)
             .map_err(|error| Failure::new(Exit::Internal, format!("the address cannot be written down: {error}")))?;
         for (name, text) in [(TOKEN, token.expose()), (CONTROL, &text)] {
@@ -189,7 +206,7 @@ fn private() -> OpenOptions {
 }
 
 /// Writes a file that only its owner can read, whole or not at all.
-fn write_private(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let part = path.with_extension("part");
     // a leftover might have other permissions
     let _ = std::fs::remove_file(&part);
@@ -211,7 +228,7 @@ mod tests {
         held.keep(false);
         assert!(find("toy").unwrap_err().message.contains("starting"));
         let token = Token::from_text("secret");
-        held.announce("127.0.0.1:4000", "file:///runs/toy", 1, &token).unwrap();
+        held.announce("127.0.0.1:4000", "file:///runs/toy", 1, &token, None).unwrap();
         let (control, found) = find("toy").unwrap();
         assert_eq!((control.address.as_str(), control.pid), ("127.0.0.1:4000", std::process::id()));
         assert!(found.matches("secret"));
@@ -228,7 +245,7 @@ mod tests {
     fn a_folder_that_a_dead_coordinator_left_is_stale() {
         let home = tempfile::tempdir().unwrap();
         let held = Held::take(home.path(), "toy").unwrap();
-        held.announce("127.0.0.1:4000", "u", 1, &Token::from_text("t")).unwrap();
+        held.announce("127.0.0.1:4000", "u", 1, &Token::from_text("t"), None).unwrap();
         drop(held);
         let failure = find(home.path(), "toy").unwrap_err();
         assert!(failure.message.contains("ended without a farewell"), "{}", failure.message);

@@ -10,7 +10,7 @@ use crate::journal::{self, Left};
 use crate::render::News;
 use crate::state::Held;
 use crate::supervisor::is_worker;
-use crate::tenure::{self, Bequest, Holder};
+use crate::tenure::{self, Bequest, Holder, Proof};
 use common::exit::Exit;
 use common::ids::Generation;
 use coordinator_core::Memory;
@@ -51,7 +51,7 @@ pub struct Found {
     pub predecessor: Option<Box<Predecessor>>,
 }
 
-/// Looks for a coordinator to follow. `held` says that none is at work on this machine; `token` is the environment's. A
+/// Looks for a coordinator to follow. `held` says that none is at work on this machine; `proof` is what another one would be asked with. A
 /// holder that is at work is an error with `exit`.
 ///
 /// # Errors
@@ -59,14 +59,14 @@ pub struct Found {
 pub async fn find(
     held: &Held,
     run: &Run,
-    token: Option<&Token>,
+    proof: Proof<'_>,
     exit: Exit,
     display: &mut Display,
 ) -> Result<Found, Failure> {
     let left = journal::read(held.folder()).filter(|left| left.header.url == run.url());
     let ours = left.as_ref().map(|left| (left.header.epoch, left.header.nonce.as_str()));
     let leased = ours.filter(|(_, nonce)| !nonce.is_empty());
-    let (holder, blind) = match tenure::holder(run, leased, token.map(Token::expose), exit, display).await {
+    let (holder, blind) = match tenure::holder(run, leased, proof, exit, display).await {
         Ok(holder) => (holder, false),
         Err(failure) if failure.exit == Exit::Storage && left.is_some() => {
             display.show(&News::Note(format!("{}; going on by what is known on this machine", failure.message)));
@@ -81,7 +81,7 @@ pub async fn find(
             let epoch = epoch.max(left.header.epoch);
             Ok(here(held, left, epoch, blind, display))
         }
-        (Holder::Dead(lease, left), _) => elsewhere(run, lease.epoch, left, token, display).await,
+        (Holder::Dead(lease, left), _) => elsewhere(run, lease.epoch, left, proof.token, display).await,
         (Holder::Ours(epoch) | Holder::Nobody(epoch), _) => Ok(nothing(epoch, Generation(0))),
     }
 }

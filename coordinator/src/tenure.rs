@@ -5,6 +5,7 @@
 //! listens, and if nobody answers, its pulse is watched for as long as several would have come. A store that is away delays
 //! signs of life and looks; it stops no run, but a holder that may have been replaced while it stood still waits for it.
 
+use crate::admission::Token;
 use crate::display::Display;
 use crate::failure::Failure;
 use crate::operate::ask;
@@ -16,6 +17,7 @@ use storage::{Lease, LeaseError, Pulse, Run, StorageError, fresh_nonce};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout, timeout_at};
+use trust::Credentials;
 
 /// Shortest and longest time between two pulses; in between it is twice the patience.
 const PULSE: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(30)];
@@ -264,6 +266,15 @@ pub enum Holder {
     Dead(Box<Lease>, Bequest),
 }
 
+/// What a coordinator proves to another one.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Proof<'a> {
+    /// The run's token, if it is known.
+    pub token: Option<&'a Token>,
+    /// Its credentials, if it has any.
+    pub credentials: Option<&'a Credentials>,
+}
+
 /// Finds out who holds the run. `ours`: number and nonce of the lease that a dead coordinator of this machine had. Takes as
 /// long as several pulses where a holder on another machine does not answer; that is said.
 ///
@@ -272,7 +283,7 @@ pub enum Holder {
 pub async fn holder(
     run: &Run,
     ours: Option<(u64, &str)>,
-    token: Option<&str>,
+    proof: Proof<'_>,
     exit: Exit,
     display: &mut Display,
 ) -> Result<Holder, Failure> {
@@ -284,7 +295,7 @@ pub async fn holder(
     if pulse.as_ref().is_some_and(|pulse| pulse.over && pulse.nonce == lease.nonce) {
         return Ok(Holder::Nobody(lease.epoch));
     }
-    if answers(run, &lease, token).await {
+    if answers(run, &lease, proof).await {
         return Err(at_work(run, &lease, exit));
     }
     let mut last = pulse;
@@ -312,12 +323,13 @@ pub async fn holder(
 }
 
 /// Whether the holder of a lease answers where it says that it listens.
-async fn answers(run: &Run, lease: &Lease, token: Option<&str>) -> bool {
+async fn answers(run: &Run, lease: &Lease, proof: Proof<'_>) -> bool {
     let loopback = lease.address.parse().is_ok_and(|address: std::net::SocketAddr| address.ip().is_loopback());
-    let Some(token) = token.filter(|_| !loopback || lease.host == host()) else { return false };
+    let Some(token) = proof.token.filter(|_| !loopback || lease.host == host()) else { return false };
     let question = rpc::operate_request::Command::Status(rpc::StatusQuestion {});
     // another run's coordinator may have got the address
-    matches!(timeout(LOOK, ask(&lease.address, token, question)).await, Ok(Ok(status)) if status.url == run.url())
+    let asked = ask(&lease.address, token.expose(), proof.credentials, question);
+    matches!(timeout(LOOK, asked).await, Ok(Ok(status)) if status.url == run.url())
 }
 
 fn at_work(run: &Run, lease: &Lease, exit: Exit) -> Failure {
@@ -369,7 +381,7 @@ mod tests {
     }
 
     async fn ask(run: &Run, ours: Option<(u64, &str)>) -> Result<Holder, Failure> {
-        holder(run, ours, None, Exit::Config, &mut Display::new(Style::Json)).await
+        holder(run, ours, Proof::default(), Exit::Config, &mut Display::new(Style::Json)).await
     }
 
     #[tokio::test(start_paused = true)]

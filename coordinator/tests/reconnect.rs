@@ -1,6 +1,6 @@
 //! A worker behind a network that breaks: it comes back to its place, and nothing it reported is lost or counted twice.
 
-use agent::{Agent, JoinInfo, Next, Stored, Trouble};
+use agent::{Agent, JoinInfo, Next, Reach, Stored, Trouble};
 use common::config::resolved::{RunConfig, S3};
 use common::exit::Exit;
 use common::ids::{Generation, ImagesSeen};
@@ -61,7 +61,7 @@ fn config() -> RunConfig {
 /// What the worker does, on a thread of its own.
 fn work(address: SocketAddr, breaks: &mpsc::Sender<()>) {
     let info = JoinInfo { worker_id: "far".into(), ..JoinInfo::of_this_process("1.0.0", "127.0.0.1:1", "cpu") };
-    let (agent, _) = Agent::connect(&address.to_string(), "secret", info, LONG).unwrap();
+    let (agent, _) = Agent::connect(Reach::plain(&address.to_string(), "secret"), info, LONG).unwrap();
     let Next::Place(assignment) = agent.wait(false, &Trouble::default()).unwrap() else { panic!("no place") };
     assert_eq!(assignment.generation, Generation(5));
     for number in 1..=TICKS {
@@ -84,7 +84,7 @@ async fn drive(folder: &Path, run: Run, records: &mut Records) -> Outcome {
     let address = relay(listener.local_addr().unwrap(), breaker).await;
     let (inputs, receiver) = mpsc::channel(1024);
     let beats = Beats::default();
-    tokio::spawn(server::serve(listener, Token::from_text("secret"), "1.0.0", inputs, beats.clone()));
+    tokio::spawn(server::serve((listener, None), Token::from_text("secret"), "1.0.0", inputs, beats.clone()));
     let total = ImagesSeen(TICKS * 100);
     let plan = Plan {
         facts: Facts {

@@ -11,16 +11,17 @@ use tests::repository;
 use tests::sources::{code, files, name, rust, tokens};
 
 /// Each package of ours and the packages of ours that it may know. An arrow that is not here needs a decision first.
-const MAY_KNOW: [(&str, &[&str]); 14] = [
+const MAY_KNOW: [(&str, &[&str]); 15] = [
     ("common", &[]),
     ("rpc", &["common"]),
     ("storage", &["common"]),
+    ("trust", &[]),
     ("coordinator-core", &["common"]),
-    ("coordinator", &["common", "coordinator-core", "rpc", "storage"]),
+    ("coordinator", &["common", "coordinator-core", "rpc", "storage", "trust"]),
     ("native", &[]),
     ("collective", &[]),
     ("worker-core", &["common"]),
-    ("agent", &["common", "rpc", "worker-core"]),
+    ("agent", &["common", "rpc", "trust", "worker-core"]),
     ("data", &["common"]),
     ("metrics", &["common"]),
     ("worker", &["agent", "collective", "common", "data", "metrics", "native", "rpc", "storage", "worker-core"]),

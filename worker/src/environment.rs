@@ -54,7 +54,7 @@ pub fn facts(threads: u32, device: Device) -> BTreeMap<String, String> {
 }
 
 /// The widest vectors that libtorch's kernels use here.
-fn isa() -> &'static str {
+pub(crate) fn isa() -> &'static str {
     #[cfg(target_arch = "x86_64")]
     {
         if std::arch::is_x86_feature_detected!("avx512f") {

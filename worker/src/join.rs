@@ -18,7 +18,7 @@ use crate::run::{self, Parts};
 use crate::sync::{self, Carried};
 use crate::trainer::{StepError, Trainer};
 use crate::{alike, environment, limits, prepare};
-use agent::{Activity, Agent, Assignment, JoinInfo, Next, Notice, Progress, Seat, Trouble};
+use agent::{Activity, Agent, Assignment, JoinInfo, Next, Notice, Progress, Reach, Seat, Trouble};
 use collective::{Collective, Listener, Membership, Mesh, Solo};
 use common::checkpoint::{Dataset, ManifestKey, TrainerCursor};
 use common::config::resolved::{Backend, Determinism, Model, Precision, RunConfig};
@@ -49,22 +49,33 @@ const COLLECTIVE: Duration = Duration::from_secs(600);
 /// Longest look into the store for another coordinator.
 const LOOKUP: Duration = Duration::from_secs(10);
 
-/// Runs one worker to its end and returns its exit code.
+/// Runs one worker to its end and returns its exit code. Other workers reach it where it listens, or where it is said that they do.
 ///
 /// # Errors
 /// [`Failure`]; where a session exists the coordinator was told.
-pub fn join(address: &str, token: &str, listen: Option<IpAddr>, cuda: &Cuda) -> Result<Exit, Failure> {
+pub fn join(
+    reach: Reach,
+    listen: Option<SocketAddr>,
+    advertise: Option<SocketAddr>,
+    cuda: &Cuda,
+) -> Result<Exit, Failure> {
     limits::prepare()?;
-    let ip = listen.map_or_else(|| address_towards(address), Ok)?;
-    let listener = Listener::bind(SocketAddr::new(ip, 0))?;
+    let towards = || address_towards(&reach.address).map(|ip| SocketAddr::new(ip, 0));
+    let listener = Listener::bind(listen.map_or_else(towards, Ok)?)?;
+    let peer = advertise.unwrap_or(listener.address());
+    if peer.ip().is_unspecified() {
+        let message =
+            format!("--listen {peer} is every address of this machine: name the one for the others with --advertise");
+        return Err(Failure::Usage(message));
+    }
     let device = device(cuda);
     let name = match device {
         Device::Cuda(i) => format!("cuda:{i}"),
         _ => "cpu".to_owned(),
     };
-    let info = JoinInfo::of_this_process(env!("CARGO_PKG_VERSION"), &listener.address().to_string(), &name);
+    let info = JoinInfo::of_this_process(env!("CARGO_PKG_VERSION"), &peer.to_string(), &name);
     let writer = info.worker_id.clone();
-    let (agent, config) = Agent::connect(address, token, info, PATIENCE)?;
+    let (agent, config) = Agent::connect(reach, info, PATIENCE)?;
     heed_notice(agent.notice())?;
     let ended = Worker::prepare(&agent, config, listener, writer, device).and_then(|worker| worker.serve(&agent));
     match ended {
@@ -433,7 +444,7 @@ fn device(cuda: &Cuda) -> Device {
 
 /// The address of this machine by which the coordinator at `address` is reached: where peers reach it too.
 fn address_towards(address: &str) -> Result<IpAddr, Failure> {
-    let authority = address.trim_start_matches("http://").trim_end_matches('/');
+    let authority = address.rsplit_once("://").map_or(address, |(_, rest)| rest).trim_end_matches('/');
     let unreachable = |error| Failure::Unreachable { address: authority.to_owned(), error };
     let mut last = std::io::Error::from(std::io::ErrorKind::AddrNotAvailable);
     for candidate in authority.to_socket_addrs().map_err(unreachable)? {

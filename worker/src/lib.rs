@@ -7,6 +7,7 @@ pub mod alike;
 mod chaos;
 pub mod checkpoint;
 pub mod communicator;
+pub mod doctor;
 pub mod environment;
 pub mod evaluate;
 pub mod export;

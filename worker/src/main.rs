@@ -2,15 +2,16 @@
 //!
 //! Only parses, calls, and turns the outcome into an exit code.
 
+use agent::Reach;
 use clap::{Parser, Subcommand};
 use common::config::resolved::S3;
 use common::exit::Exit;
 use native::cuda;
 use std::io::Write;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use worker::failure::Failure;
-use worker::{environment, export, import, join, prepare, sample, translate};
+use worker::{doctor, environment, export, import, join, prepare, sample, translate};
 
 #[derive(Parser)]
 #[command(name = "worker", version, about = "One training process of a Ganfleet run")]
@@ -21,13 +22,21 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Join the run whose coordinator listens at ADDRESS (HOST:PORT); its token is read from GANFLEET_TOKEN.
+    /// Join the run whose coordinator listens at ADDRESS (HOST:PORT); its token is read from GANFLEET_TOKEN, else from the credentials.
     Join {
         address: String,
-        /// Address of this machine where the other workers reach this one [default: the one that leads to the coordinator]
-        #[arg(long)]
-        listen: Option<IpAddr>,
+        /// Folder of this worker's credentials: the connection is then encrypted, and both sides prove who they are.
+        #[arg(long, env = "GANFLEET_CREDENTIALS", value_name = "FOLDER")]
+        credentials: Option<PathBuf>,
+        /// Address of this machine where the other workers reach this one [default: the one that leads to the coordinator, any port]
+        #[arg(long, value_name = "IP[:PORT]", value_parser = place)]
+        listen: Option<SocketAddr>,
+        /// Where they reach it instead, if something between rewrites addresses.
+        #[arg(long, value_name = "IP:PORT", requires = "listen")]
+        advertise: Option<SocketAddr>,
     },
+    /// Say what this program finds on this machine, as JSON: libraries, GPUs, places.
+    Doctor,
     /// Prepare the training images of the resolved configuration on standard input (JSON).
     Prepare,
     /// Make images from a checkpoint.
@@ -105,10 +114,11 @@ fn main() {
         tracing::warn!("{error}");
     }
     let outcome = match Cli::parse().command {
-        Command::Join { address, listen } => {
-            let token = std::env::var("GANFLEET_TOKEN").unwrap_or_default();
-            join::join(&address, token.trim(), listen, &cuda)
+        Command::Join { address, credentials, listen, advertise } => {
+            let token = std::env::var("GANFLEET_TOKEN").unwrap_or_default().trim().to_owned();
+            join::join(Reach { address, token, credentials }, listen, advertise, &cuda)
         }
+        Command::Doctor => doctor::say(&cuda).map(|()| Exit::Ok),
         Command::Prepare => prepare::from_stdin().map(|()| Exit::Ok),
         Command::Sample { url, seeds, out, s3 } => {
             s3_settings(s3.as_deref()).and_then(|s3| sample::sample(&url, &seeds, &out, &s3)).map(|()| Exit::Ok)
@@ -130,6 +140,14 @@ fn main() {
     // whoever read it may have gone
     let _ = std::io::stdout().flush();
     native::end(exit as u8)
+}
+
+/// An address with a port, or with any.
+fn place(text: &str) -> Result<SocketAddr, String> {
+    let any_port = |ip: IpAddr| SocketAddr::new(ip, 0);
+    text.parse()
+        .or_else(|_| text.parse().map(any_port))
+        .map_err(|_| "expected IP or IP:PORT ([IP]:PORT for IPv6)".to_owned())
 }
 
 fn s3_settings(json: Option<&str>) -> Result<S3, Failure> {

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use object_store::ObjectStoreExt;
 use object_store::path::Path;
 use std::fmt;
+use std::time::SystemTime;
 use tokio::time::timeout;
 
 /// What a store was found to do.
@@ -23,6 +24,8 @@ pub struct Findings {
     pub listed: bool,
     /// What was deleted is gone at once.
     pub deleted: bool,
+    /// When it was written, by the store's clock.
+    pub written_at: Option<SystemTime>,
 }
 
 impl Findings {
@@ -80,7 +83,9 @@ impl Run {
         // Asked once: a store without this answers with the whole object, which is an error like any other.
         let range = timeout(store.patience.attempt, store.inner.get_range(path, 6..12)).await;
         findings.ranged_get = matches!(range, Ok(Ok(bytes)) if bytes == FIRST[6..12]);
-        findings.listed = store.list(&self.path("probe")).await?.iter().any(|meta| &meta.location == path);
+        let listed = store.list(&self.path("probe")).await?;
+        let listed = listed.iter().find(|meta| &meta.location == path);
+        (findings.listed, findings.written_at) = (listed.is_some(), listed.map(|meta| meta.last_modified.into()));
         findings.create_only_honoured = match store.create_once(path, Bytes::from_static(SECOND), kind).await {
             Ok(()) => false,
             Err(error) => match classify(&error) {

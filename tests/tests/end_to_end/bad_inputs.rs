@@ -23,7 +23,7 @@ pub fn assert_refused(machine: &Machine, what: &str, answer: &Answer, code: i32,
 }
 
 /// Runs a program to its end where a process may open so many files.
-fn with_few_files(machine: &Machine, files: u32, program: &Command) -> Answer {
+pub fn with_few_files(machine: &Machine, files: u32, program: &Command) -> Answer {
     let mut limited = Command::new("/bin/sh");
     limited
         .args(["-c", &format!("ulimit -n {files} && exec \"$@\""), "sh"])

@@ -5,6 +5,7 @@ mod bitwise;
 mod chaos;
 mod damage;
 mod deaths;
+mod doctor;
 mod elsewhere;
 mod families;
 mod finished;

@@ -13,7 +13,7 @@ use tests::{PATIENCE, until};
 const AT_ONCE: Duration = Duration::from_secs(5);
 
 /// Runs a program on a host to its end: its exit code, all that it said, and how long it took.
-fn answer(scene: &Scene, host: usize, command: &Command) -> (Option<i32>, String, Duration) {
+pub fn answer(scene: &Scene, host: usize, command: &Command) -> (Option<i32>, String, Duration) {
     let began = Instant::now();
     let mut process = scene.hosts.on(host, command).spawn().expect("it starts");
     let ended = until(PATIENCE, "an answer", || process.try_wait().unwrap());
@@ -125,12 +125,12 @@ fn strangers_that_crowd_at_the_coordinators_door_do_not_slow_training() {
     let calm = pace(&mut run, 320);
     // of these connections the coordinator sees the first packet only: they stay half open
     scene.hosts.deafen(deaf, 0);
-    let mut crowd = [talking, deaf].map(|host| python(&scene, host, CROWD));
+    let mut strangers = [talking, deaf].map(|host| crowd(&scene, host));
     run.let_pass(Duration::from_millis(500));
     let crowded = pace(&mut run, 320);
     println!("a crowd at the door: {:.1} ms a step before, {:.1} ms with it", calm * 1e3, crowded * 1e3);
-    assert!(crowd.iter_mut().all(|one| one.try_wait().unwrap().is_none()), "the crowd is still there");
-    for one in &mut crowd {
+    assert!(strangers.iter_mut().all(|one| one.try_wait().unwrap().is_none()), "the crowd is still there");
+    for one in &mut strangers {
         one.kill().unwrap();
         one.wait().unwrap();
     }
@@ -140,8 +140,13 @@ fn strangers_that_crowd_at_the_coordinators_door_do_not_slow_training() {
     assert!(crowded <= 3.0 * calm + 0.02, "{calm} {crowded}");
 }
 
+/// Strangers on a host that crowd at the coordinator's door.
+pub fn crowd(scene: &Scene, host: usize) -> std::process::Child {
+    python(scene, host, CROWD)
+}
+
 /// Seconds for each step over the next images, by the middle one of the ticks.
-fn pace(run: &mut Launched<'_>, images: u64) -> f64 {
+pub fn pace(run: &mut Launched<'_>, images: u64) -> f64 {
     let first = run.wait_for("tick")["tick"]["images"].as_u64().unwrap();
     let mut times = Vec::new();
     loop {

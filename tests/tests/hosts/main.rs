@@ -7,3 +7,4 @@ mod bad_links;
 mod cuts;
 mod doors;
 mod scene;
+mod trust;

@@ -26,6 +26,9 @@ pub const BACK: Duration = Duration::from_secs(20);
 /// Images at which a run is struck: it is well under way, and has stored a checkpoint.
 pub const STRUCK_AT: u64 = 160;
 
+/// Folder of the credentials, where there are any.
+pub const SECRETS: &str = "secrets";
+
 const TOKEN: &str = "a token that the environment gives both sides";
 const PORT: u16 = 4000;
 
@@ -63,6 +66,8 @@ pub struct Scene {
     // what runs on the hosts ends before the hosts do
     pub machine: Machine,
     pub hosts: Hosts,
+    /// Everybody has credentials, and nothing is said in the clear.
+    trusted: bool,
     /// State hash at the end of the same run, undisturbed.
     hash: String,
     _alone: MutexGuard<'static, ()>,
@@ -74,6 +79,14 @@ pub struct Guest {
     process: Child,
 }
 
+impl Guest {
+    /// Ends it by force.
+    pub fn kill(mut self) {
+        self.process.kill().expect("it runs");
+        self.process.wait().expect("it ends");
+    }
+}
+
 impl Scene {
     /// `None`, and told, where this machine cannot have hosts.
     pub fn set(experiment: &Experiment) -> Option<Self> {
@@ -82,13 +95,28 @@ impl Scene {
 
     /// The same with more hosts, on which nothing runs yet: the first is number 4.
     pub fn with_strangers(experiment: &Experiment, strangers: usize) -> Option<Self> {
+        Self::with(experiment, strangers, false)
+    }
+
+    /// The same, where coordinator and workers prove who they are with the credentials in `secrets`.
+    pub fn trusted(experiment: &Experiment, strangers: usize) -> Option<Self> {
+        let scene = Self::with(experiment, strangers, true)?;
+        let made = scene.machine.ask(&["credentials", "make", SECRETS]);
+        assert_eq!(made.code, 0, "{made:?}");
+        Some(scene)
+    }
+
+    fn with(experiment: &Experiment, strangers: usize, trusted: bool) -> Option<Self> {
         static ONE: Mutex<()> = Mutex::new(());
         let alone = ONE.lock().unwrap_or_else(PoisonError::into_inner);
         let hosts = Hosts::new(1 + WORKERS + strangers)?;
-        let machine = Machine::new().with_env("GANFLEET_TOKEN", TOKEN);
+        let machine = match trusted {
+            true => Machine::new(),
+            false => Machine::new().with_env("GANFLEET_TOKEN", TOKEN),
+        };
         machine.experiment(experiment);
         let hash = undisturbed(experiment).hash.clone();
-        Some(Self { machine, hosts, hash, _alone: alone })
+        Some(Self { machine, hosts, trusted, hash, _alone: alone })
     }
 
     /// The coordinator's address.
@@ -100,8 +128,9 @@ impl Scene {
     pub fn launch(&self) -> (Launched<'_>, Vec<Guest>) {
         let listen = Self::coordinator();
         let workers = WORKERS.to_string();
-        let arguments = ["--workers", &workers, "--local", "0", "--listen", &listen, "--insecure"];
-        let mut run = self.machine.launch_on(&self.hosts, 0, &arguments);
+        let arguments = ["--workers", &workers, "--local", "0", "--listen", &listen];
+        let trust: &[&str] = if self.trusted { &["--credentials", SECRETS] } else { &["--insecure"] };
+        let mut run = self.machine.launch_on(&self.hosts, 0, &[&arguments, trust].concat());
         run.wait_for("launched");
         let guests = (1..=WORKERS).map(|host| self.join(host)).collect();
         (run, guests)
@@ -109,7 +138,9 @@ impl Scene {
 
     /// Starts a worker on `host`. What it says goes to `worker-<host>.log`.
     pub fn join(&self, host: usize) -> Guest {
-        let mut command = self.hosts.on(host, &self.machine.worker(&["join", &Self::coordinator()]));
+        let address = Self::coordinator();
+        let trust: &[&str] = if self.trusted { &["--credentials", "secrets/worker"] } else { &[] };
+        let mut command = self.hosts.on(host, &self.machine.worker(&[&["join", &*address], trust].concat()));
         let said = File::options().create(true).append(true).open(self.log(host)).unwrap();
         let process = command.stdout(said.try_clone().unwrap()).stderr(said).spawn().expect("the worker starts");
         Guest { host, process }

@@ -2,6 +2,7 @@
 
 use common::exit::Exit;
 use std::time::Duration;
+use trust::TrustError;
 
 /// Why [`crate::Agent::connect`] did not get a place.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +23,17 @@ pub enum AgentError {
         /// How long it was tried.
         waited: Duration,
         /// The last failure.
+        why: String,
+    },
+    /// This worker has no credentials that can be used.
+    #[error(transparent)]
+    Credentials(#[from] TrustError),
+    /// One side does not trust the other.
+    #[error("no trust between this worker and the coordinator at {address}: {why}")]
+    Untrusted {
+        /// Where.
+        address: String,
+        /// What to do, and what failed.
         why: String,
     },
     /// The coordinator said no.
@@ -56,7 +68,8 @@ impl AgentError {
     pub fn exit(&self) -> Exit {
         match self {
             Self::Address { .. } => Exit::Usage,
-            Self::Unreachable { .. } | Self::Refused { .. } => Exit::Network,
+            Self::Credentials(_) => Exit::Config,
+            Self::Unreachable { .. } | Self::Untrusted { .. } | Self::Refused { .. } => Exit::Network,
             Self::Stopped { .. } => Exit::Ok,
             Self::Assignment { .. } | Self::Thread(_) | Self::Ended => Exit::Internal,
         }

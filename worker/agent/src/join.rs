@@ -3,11 +3,62 @@
 use crate::error::AgentError;
 use common::config::resolved::RunConfig;
 use common::ids::{Generation, Rank};
-use std::time::Duration;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
 use tonic::transport::Endpoint;
+use trust::{Credentials, Party};
 
 /// Environment variable in which the coordinator gives a worker its name.
 pub const WORKER_ID: &str = "GANFLEET_WORKER_ID";
+
+/// Where a coordinator is, and what this worker proves itself with there.
+#[derive(Clone)]
+pub struct Reach {
+    /// `HOST:PORT`, or the same behind `http://` or `https://`.
+    pub address: String,
+    /// The run's token; where it is empty, that of the credentials.
+    pub token: String,
+    /// Folder of credentials; with it the connection is encrypted, and both sides prove who they are.
+    pub credentials: Option<PathBuf>,
+}
+
+impl std::fmt::Debug for Reach {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reach")
+            .field("address", &self.address)
+            .field("credentials", &self.credentials)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Reach {
+    /// A coordinator to which nothing but the token is shown, unencrypted.
+    #[must_use]
+    pub fn plain(address: &str, token: &str) -> Self {
+        Self { address: address.to_owned(), token: token.to_owned(), credentials: None }
+    }
+
+    /// How the next connection is made, with the credentials that lie there now, and the token to show.
+    pub(crate) fn endpoint(&self) -> Result<(Endpoint, String), AgentError> {
+        let authority = authority(&self.address)?;
+        let wrong = |error: tonic::transport::Error| AgentError::Address {
+            address: self.address.clone(),
+            why: error.to_string(),
+        };
+        let Some(folder) = &self.credentials else {
+            if self.address.starts_with("https://") {
+                let file = PathBuf::from(trust::IDENTITY);
+                return Err(trust::TrustError::Missing { file }.into());
+            }
+            return Ok((Endpoint::from_shared(format!("http://{authority}")).map_err(wrong)?, self.token.clone()));
+        };
+        let credentials = Credentials::read(folder, Party::Worker, SystemTime::now())?;
+        let endpoint = Endpoint::from_shared(format!("https://{authority}")).map_err(wrong)?;
+        let endpoint = endpoint.tls_config(credentials.client()).map_err(wrong)?;
+        let token = if self.token.is_empty() { credentials.token() } else { &self.token };
+        Ok((endpoint, token.to_owned()))
+    }
+}
 
 /// What a worker says of itself when it joins.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -131,21 +182,20 @@ fn seconds(seconds: f64) -> Duration {
     Duration::try_from_secs_f64(seconds).unwrap_or(PATIENCE_MAX).min(PATIENCE_MAX)
 }
 
-/// `HOST:PORT` or `http://HOST:PORT` as an endpoint.
-pub(crate) fn endpoint(address: &str) -> Result<Endpoint, AgentError> {
+/// `HOST:PORT` of an address.
+pub(crate) fn authority(address: &str) -> Result<&str, AgentError> {
     let wrong = |why: &str| AgentError::Address { address: address.to_owned(), why: why.to_owned() };
     let authority = match address.split_once("://") {
         None => address,
-        Some(("http", rest)) => rest.trim_end_matches('/'),
+        Some(("http" | "https", rest)) => rest.trim_end_matches('/'),
         Some((scheme, _)) => return Err(wrong(&format!("`{scheme}://` is not spoken"))),
     };
     let port = authority.rsplit_once(':').and_then(|(host, port)| (!host.is_empty()).then_some(port));
     match port.map(str::parse::<u16>) {
-        None => return Err(wrong("host or port is missing")),
-        Some(Err(_) | Ok(0)) => return Err(wrong("the port is not a number from 1 to 65535")),
-        Some(Ok(_)) => {}
+        None => Err(wrong("host or port is missing")),
+        Some(Err(_) | Ok(0)) => Err(wrong("the port is not a number from 1 to 65535")),
+        Some(Ok(_)) => Ok(authority),
     }
-    Endpoint::from_shared(format!("http://{authority}")).map_err(|error| wrong(&error.to_string()))
 }
 
 #[cfg(test)]
@@ -155,11 +205,14 @@ mod tests {
     #[test]
     fn addresses() {
         for good in ["127.0.0.1:4000", "http://127.0.0.1:4000", "http://node-1:4000/", "[::1]:4000"] {
-            assert!(endpoint(good).is_ok(), "{good}");
+            assert!(Reach::plain(good, "t").endpoint().is_ok(), "{good}");
         }
-        for bad in ["", "127.0.0.1", ":4000", "host:0", "host:66000", "host:x", "https://h:1", "ftp://h:1", "a b:1"] {
-            assert!(matches!(endpoint(bad), Err(AgentError::Address { .. })), "{bad}");
+        for bad in ["", "127.0.0.1", ":4000", "host:0", "host:66000", "host:x", "ftp://h:1", "a b:1"] {
+            assert!(matches!(Reach::plain(bad, "t").endpoint(), Err(AgentError::Address { .. })), "{bad}");
         }
+        // without credentials nothing is encrypted, whatever the address says
+        let error = Reach::plain("https://node-1:4000", "t").endpoint().unwrap_err();
+        assert!(matches!(error, AgentError::Credentials(_)), "{error}");
     }
 
     #[test]

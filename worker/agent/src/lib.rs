@@ -14,7 +14,7 @@ mod session;
 mod shared;
 
 pub use error::AgentError;
-pub use join::{Assignment, JoinInfo};
+pub use join::{Assignment, JoinInfo, Reach};
 pub use lookup::{CONTROL, Seat};
 pub use worker_core::{Activity, Commands, Progress, Trouble, heartbeat};
 
@@ -108,25 +108,22 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Joins the run at `address` (`HOST:PORT` or `http://HOST:PORT`) and waits until the coordinator says what the run is.
+    /// Joins the run whose coordinator is at `reach`, and waits until it says what the run is.
     /// `patience` without a sign of life is an error; from then on the run's own `cluster.patience` and
     /// `cluster.orphan_patience` hold.
     ///
     /// # Errors
-    /// The address is malformed, nobody answers there, the coordinator refuses, or the run is stopped before it begins.
-    pub fn connect(
-        address: &str,
-        token: &str,
-        info: JoinInfo,
-        patience: Duration,
-    ) -> Result<(Self, RunConfig), AgentError> {
-        let endpoint = join::endpoint(address)?;
+    /// The address is malformed, there are no sound credentials, nobody answers, one side does not trust the other or the coordinator
+    /// refuses, or the run is stopped before it begins.
+    pub fn connect(reach: Reach, info: JoinInfo, patience: Duration) -> Result<(Self, RunConfig), AgentError> {
+        // what is wrong with it is said at once; it is read anew for each connection
+        reach.endpoint()?;
         let shared = Arc::new(Shared::default());
         let (outbox, inbox) = tokio::sync::mpsc::channel(QUEUE);
         let (order_sender, orders) = mpsc::channel();
         let (ended_sender, ended) = mpsc::channel();
         let link = link::Link::new(
-            link::Terms { endpoint, token: token.to_owned(), info, patience, orphan_patience: Duration::MAX },
+            link::Terms { reach, info, patience, orphan_patience: Duration::MAX },
             shared.clone(),
             inbox,
             order_sender,

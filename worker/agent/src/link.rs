@@ -2,7 +2,7 @@
 
 use crate::Order;
 use crate::error::AgentError;
-use crate::join::{self, Assignment, JoinInfo};
+use crate::join::{self, Assignment, JoinInfo, Reach};
 use crate::lookup::{Search, Seat};
 use crate::session::{self, End};
 use crate::shared::Shared;
@@ -11,13 +11,11 @@ use rpc::from_worker::Body;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 use tokio::time::Instant;
-use tonic::transport::Endpoint;
 use worker_core::{Away, Effect, Epoch, Outbox, Retry, Word};
 
 /// What the session was opened with, and from the assignment on the run's own patience.
 pub(crate) struct Terms {
-    pub endpoint: Endpoint,
-    pub token: String,
+    pub reach: Reach,
     pub info: JoinInfo,
     pub patience: Duration,
     pub orphan_patience: Duration,
@@ -67,10 +65,11 @@ impl Link {
 
     /// Goes to where a coordinator was found, unless it is one that has been replaced. Says whether that is another place.
     fn turn_to(&mut self, seat: &Seat) -> bool {
-        match join::endpoint(&seat.address) {
-            Ok(endpoint) if self.epoch.is_latest(seat.epoch) && endpoint.uri() != self.terms.endpoint.uri() => {
+        let here = join::authority(&self.terms.reach.address).ok();
+        match join::authority(&seat.address) {
+            Ok(there) if self.epoch.is_latest(seat.epoch) && Some(there) != here => {
                 tracing::info!("looking for coordinator {} of this run at {}", seat.epoch, seat.address);
-                self.terms.endpoint = endpoint;
+                self.terms.reach.address = seat.address.clone();
                 true
             }
             Ok(_) => false,
@@ -148,7 +147,7 @@ impl Link {
                     return self.be_alone().await;
                 }
                 Retry::TooLong(waited) => {
-                    let address = self.terms.endpoint.uri().to_string();
+                    let address = self.terms.reach.address.clone();
                     return self.give_up(AgentError::Unreachable { address, waited, why });
                 }
             }

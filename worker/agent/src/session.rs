@@ -45,20 +45,33 @@ pub(crate) async fn serve(link: &mut Link) -> End {
     let patience = link.terms.patience;
     let broken = |why: String| End::Broken { why, alive: false };
     let (sender, receiver) = mpsc::channel(WINDOW);
-    let join = Body::Join(link.terms.info.message(&link.terms.token));
+    let (endpoint, token) = match link.terms.reach.endpoint() {
+        Ok(reached) => reached,
+        Err(error) if link.welcomed => return broken(error.to_string()),
+        Err(error) => return End::Wrong(error),
+    };
+    let join = Body::Join(link.terms.info.message(&token));
     if sender.try_send(FromWorker { body: Some(join), sequence: 0 }).is_err() {
         return broken("the stream closed before the join".into());
     }
     let opening = async {
-        let channel = link.terms.endpoint.connect().await.map_err(|error| chain(&error))?;
+        let channel = endpoint.connect().await.map_err(|error| trust::causes(&error))?;
         let mut client = ControlClient::new(channel)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        client.session(ReceiverStream::new(receiver)).await.map_err(|status| status.message().to_owned())
+        client.session(ReceiverStream::new(receiver)).await.map_err(|status| words(&status))
     };
     match timeout(patience, opening).await {
         Ok(Ok(response)) => converse(link, sender, response.into_inner()).await,
-        Ok(Err(why)) => broken(why),
+        Ok(Err(why)) => match trust::explain(&why) {
+            // before there is anything to lose, this is said at once and not tried again
+            Some(advice) if !link.welcomed => {
+                let address = link.terms.reach.address.clone();
+                End::Wrong(AgentError::Untrusted { address, why: format!("{advice} ({why})") })
+            }
+            Some(advice) => broken(format!("{advice} ({why})")),
+            None => broken(why),
+        },
         Err(_) => broken("no answer".into()),
     }
 }
@@ -224,16 +237,11 @@ fn outdated(epoch: u64) -> End {
     End::Broken { why: format!("coordinator {epoch} of this run has been replaced by a later one"), alive: false }
 }
 
-/// An error with its causes: the outermost alone often says only "transport error".
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let inner = error.to_string();
-        if !text.contains(&inner) {
-            text = format!("{text}: {inner}");
-        }
-        cause = error.source();
+/// What a call failed with, and what that came from.
+fn words(status: &tonic::Status) -> String {
+    let message = status.message().to_owned();
+    match std::error::Error::source(status).map(trust::causes) {
+        Some(cause) if !message.contains(&cause) => format!("{message}: {cause}"),
+        _ => message,
     }
-    text
 }

@@ -1,6 +1,8 @@
 //! The agent against a scripted coordinator on loopback: join, progress, commands, reconnection, orphanage, farewell.
 
-use agent::{Activity, Agent, AgentError, Assignment, Commands, JoinInfo, Next, Progress, Seat, Stored, Trouble};
+use agent::{
+    Activity, Agent, AgentError, Assignment, Commands, JoinInfo, Next, Progress, Reach, Seat, Stored, Trouble,
+};
 use common::exit::Exit;
 use common::ids::{Generation, ImagesSeen, Rank};
 use rpc::control_server::{Control, ControlServer};
@@ -138,7 +140,7 @@ fn place(next: Next) -> Box<Assignment> {
 fn joined(patience: Duration, orphan_patience: Duration) -> (Coordinator, Stream, Agent) {
     let mut coordinator = Coordinator::start();
     let address = coordinator.address.to_string();
-    let worker = std::thread::spawn(move || Agent::connect(&address, "t0k3n", info(), PATIENCE));
+    let worker = std::thread::spawn(move || Agent::connect(Reach::plain(&address, "t0k3n"), info(), PATIENCE));
     let mut stream = coordinator.accept();
     let Body::Join(join) = coordinator.hear(&mut stream) else { panic!("the first message is the join") };
     assert_eq!((join.protocol, join.token.as_str(), join.build.as_str()), (rpc::PROTOCOL, "t0k3n", "1.2.3"));
@@ -362,7 +364,7 @@ fn refusal_stop_and_silence_before_a_place_are_errors_of_their_own() {
     let answer = |body: to_worker::Body| {
         let mut coordinator = Coordinator::start();
         let address = coordinator.address.to_string();
-        let worker = std::thread::spawn(move || Agent::connect(&address, "x", info(), PATIENCE));
+        let worker = std::thread::spawn(move || Agent::connect(Reach::plain(&address, "x"), info(), PATIENCE));
         let stream = coordinator.accept();
         coordinator.say(&stream, body);
         worker.join().unwrap().unwrap_err()
@@ -375,10 +377,10 @@ fn refusal_stop_and_silence_before_a_place_are_errors_of_their_own() {
     assert_eq!(error.exit(), Exit::Ok);
 
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let error = Agent::connect(&nobody.to_string(), "x", info(), Duration::from_millis(300)).unwrap_err();
+    let error = Agent::connect(Reach::plain(&nobody.to_string(), "x"), info(), Duration::from_millis(300)).unwrap_err();
     assert!(matches!(error, AgentError::Unreachable { .. }), "{error}");
     assert_eq!(error.exit(), Exit::Network);
-    let error = Agent::connect("nowhere", "x", info(), PATIENCE).unwrap_err();
+    let error = Agent::connect(Reach::plain("nowhere", "x"), info(), PATIENCE).unwrap_err();
     assert!(matches!(error, AgentError::Address { .. }), "{error}");
 }
 

@@ -137,18 +137,33 @@ fn test_files_are_what_they_say() {
     assert!(file.len() as u64 >= 8 + tensors[0].bytes().unwrap());
 }
 
+/// A minute, in which the probe is done.
+const LONG: std::time::Duration = std::time::Duration::from_secs(60);
+
 #[tokio::test]
 async fn the_probe_finds_what_is_honoured_and_leaves_nothing() {
-    let all = Findings { create_only_honoured: true, read_back: true, ranged_get: true, listed: true, deleted: true };
+    let all = Findings {
+        create_only_honoured: true,
+        read_back: true,
+        ranged_get: true,
+        listed: true,
+        deleted: true,
+        written_at: None,
+    };
+    let timeless = |found: Findings| {
+        let written = found.written_at.expect("what is listed has a time");
+        assert!(written.elapsed().is_ok_and(|since| since < LONG), "{written:?}");
+        Findings { written_at: None, ..found }
+    };
     let memory = Memory::fresh();
     let run = memory.store().run("run").unwrap();
-    assert_eq!(run.probe().await.unwrap(), all);
+    assert_eq!(timeless(run.probe().await.unwrap()), all);
     let folder = tempfile::tempdir().unwrap();
-    assert_eq!(file_store(folder.path()).run("run").unwrap().probe().await.unwrap(), all);
+    assert_eq!(timeless(file_store(folder.path()).run("run").unwrap().probe().await.unwrap()), all);
 
     let faults = Faults::new([Rule::new(Call::Put, "", Fault::IgnoreCreate)]);
     let found = memory.store().with_faults(&faults).run("run").unwrap().probe().await.unwrap();
-    assert_eq!(found, Findings { create_only_honoured: false, ..all });
+    assert_eq!(timeless(found), Findings { create_only_honoured: false, ..all });
     assert!(found.usable() && found.to_string().contains("create-only"), "{found}");
     assert!(memory.store().runs().await.unwrap().is_empty(), "a scratch object was left");
 }

@@ -67,8 +67,17 @@ async fn s3_contract() {
     suite::run(&store).await;
     suite::race(&store.run("race").unwrap()).await;
     crate::lease::race(&store.run("lease-race").unwrap()).await;
-    let all = Findings { create_only_honoured: true, read_back: true, ranged_get: true, listed: true, deleted: true };
-    assert_eq!(store.run("probe").unwrap().probe().await.unwrap(), all);
+    let all = Findings {
+        create_only_honoured: true,
+        read_back: true,
+        ranged_get: true,
+        listed: true,
+        deleted: true,
+        written_at: None,
+    };
+    let found = store.run("probe").unwrap().probe().await.unwrap();
+    assert_eq!(Findings { written_at: None, ..found }, all);
+    assert!(found.written_at.is_some());
 
     // An endpoint from the configuration, under another prefix of the same bucket.
     let s3 = S3 { endpoint: server.settings.get("AWS_ENDPOINT_URL").cloned(), ..S3::default() };

@@ -1,0 +1,189 @@
+//! The door off loopback: TLS handshakes, so many at a time and each under a deadline, with credentials that may be renewed while it stands
+//! open; and what is said of those who are not let in, however many they are.
+//!
+//! Who is let in is then asked for the token ([`crate::admission`]). Refuses to know what is said inside.
+
+use crate::failure::Failure;
+use common::exit::Exit;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::server::TlsStream;
+use tokio_stream::wrappers::ReceiverStream;
+use trust::{CA, Credentials, IDENTITY, Party};
+
+/// Handshakes at one time: the others wait.
+const HANDSHAKES_MAX: usize = 512;
+/// Time for one.
+const HANDSHAKE: Duration = Duration::from_secs(5);
+/// Connections that wait for the server.
+const QUEUE: usize = 64;
+/// After a connection could not be taken, for want of descriptors as a rule.
+const PAUSE: Duration = Duration::from_millis(50);
+/// Least time between two lines about refusals.
+const LINES: Duration = Duration::from_secs(10);
+
+/// When the files were written last, by their own word.
+type Stamp = [Option<SystemTime>; 2];
+
+/// The credentials with which the door is kept.
+pub struct Door {
+    folder: PathBuf,
+    kept: Mutex<Kept>,
+}
+
+struct Kept {
+    config: Arc<ServerConfig>,
+    stamp: Stamp,
+}
+
+impl std::fmt::Debug for Door {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Door({})", self.folder.display())
+    }
+}
+
+impl Door {
+    /// One that is kept with `credentials`, and with what takes their place.
+    ///
+    /// # Errors
+    /// They are not sound.
+    pub fn open(credentials: &Credentials) -> Result<Self, Failure> {
+        let config = credentials.server().map_err(|error| Failure::new(Exit::Config, error))?;
+        let folder = credentials.folder().to_owned();
+        let kept = Kept { config: Arc::new(config), stamp: stamp(&folder) };
+        Ok(Self { folder, kept: Mutex::new(kept) })
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the next handshake is done with: the files that lie there now, or, while they are not sound, the last ones that were.
+    fn config(&self) -> Arc<ServerConfig> {
+        let mut kept = self.kept();
+        let stamp = stamp(&self.folder);
+        if stamp != kept.stamp {
+            let read = Credentials::read(&self.folder, Party::Coordinator, SystemTime::now());
+            match read.and_then(|credentials| credentials.server()) {
+                Ok(config) => {
+                    tracing::info!("renewed credentials were read from {}", self.folder.display());
+                    (kept.config, kept.stamp) = (Arc::new(config), stamp);
+                }
+                // perhaps half of them is renewed yet: looked at again
+                Err(error) => tracing::warn!("renewed credentials are not used yet: {error}"),
+            }
+        }
+        Arc::clone(&kept.config)
+    }
+
+    /// Those who come to `listener` and show a certificate that is trusted, until nobody takes them any more.
+    #[must_use]
+    pub fn incoming(
+        self,
+        listener: TcpListener,
+        refusals: Arc<Refusals>,
+    ) -> ReceiverStream<std::io::Result<TlsStream<TcpStream>>> {
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        tokio::spawn(self.take(listener, sender, refusals));
+        ReceiverStream::new(receiver)
+    }
+
+    async fn take(
+        self,
+        listener: TcpListener,
+        sender: mpsc::Sender<std::io::Result<TlsStream<TcpStream>>>,
+        refusals: Arc<Refusals>,
+    ) {
+        let slots = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+        loop {
+            let taken = tokio::select! {
+                () = sender.closed() => return,
+                taken = async {
+                    let slot = Arc::clone(&slots).acquire_owned().await.ok();
+                    (slot, listener.accept().await)
+                } => taken,
+            };
+            let (slot, stream, from) = match taken {
+                (slot, Ok((stream, from))) => (slot, stream, from),
+                (_, Err(error)) => {
+                    tracing::warn!("a connection could not be taken: {error}");
+                    sleep(PAUSE).await;
+                    continue;
+                }
+            };
+            let (acceptor, sender, refusals) =
+                (TlsAcceptor::from(self.config()), sender.clone(), Arc::clone(&refusals));
+            tokio::spawn(async move {
+                // an order that waits for an acknowledgement is 40 ms late
+                let _best_effort = stream.set_nodelay(true);
+                match timeout(HANDSHAKE, acceptor.accept(stream)).await {
+                    // nobody takes it: the run is over
+                    Ok(Ok(stream)) => drop(sender.send(Ok(stream)).await),
+                    // who only looked whether somebody listens
+                    Ok(Err(error)) if error.kind() == std::io::ErrorKind::UnexpectedEof => {}
+                    Ok(Err(error)) => refusals.tell(Some(from), &reason(&error.to_string())),
+                    Err(_) => refusals.tell(Some(from), "the handshake was not done in time"),
+                }
+                drop(slot);
+            });
+        }
+    }
+}
+
+fn stamp(folder: &std::path::Path) -> Stamp {
+    [CA, IDENTITY].map(|name| std::fs::metadata(folder.join(name)).and_then(|meta| meta.modified()).ok())
+}
+
+/// What a broken handshake means here.
+fn reason(error: &str) -> String {
+    let advice = match error {
+        e if e.contains("InvalidContentType") || e.contains("corrupt message") => {
+            "it speaks no TLS: it needs --credentials"
+        }
+        e if e.contains("NoCertificatesPresented") => "it shows no certificate: it needs --credentials",
+        e if e.contains("Expired") || e.contains("expired") => "its certificate has expired",
+        e if e.contains("NotValidYet") || e.contains("not valid yet") => {
+            "its certificate is not good yet: compare the clocks"
+        }
+        e if e.contains("UnknownIssuer") => "its certificate is of another authority",
+        e if e.contains("UnknownCA") => "it does not trust this coordinator's authority",
+        other => other,
+    };
+    advice.to_owned()
+}
+
+/// What is said of those who are refused: the first at once, and then at most a line now and then, with their number.
+#[derive(Debug, Default)]
+pub struct Refusals(Mutex<Told>);
+
+#[derive(Debug, Default)]
+struct Told {
+    last: Option<Instant>,
+    since: u64,
+}
+
+impl Refusals {
+    /// Somebody at `from` was refused.
+    pub fn tell(&self, from: Option<SocketAddr>, why: &str) {
+        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.last.is_some_and(|last| last.elapsed() < LINES) {
+            told.since += 1;
+            return;
+        }
+        let more = match std::mem::take(&mut told.since) {
+            0 => String::new(),
+            since => format!(" ({since} others were, since the last such line)"),
+        };
+        told.last = Some(Instant::now());
+        drop(told);
+        let from = from.map_or_else(|| "an unknown address".to_owned(), |from| from.to_string());
+        tracing::warn!("somebody at {from} was refused: {why}{more}");
+    }
+}

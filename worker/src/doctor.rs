@@ -1,0 +1,34 @@
+//! `worker doctor`: what this program finds on this machine, as one line of JSON for `coordinator doctor`, which judges it.
+
+use crate::environment;
+use crate::failure::Failure;
+use native::cuda::Cuda;
+use native::nccl::Library;
+use serde_json::json;
+use std::io::Write;
+
+/// Says it on standard output.
+///
+/// # Errors
+/// Nobody reads it.
+pub fn say(cuda: &Cuda) -> Result<(), Failure> {
+    let loaded = matches!(cuda, Cuda::Loaded(_));
+    let nccl = Library::load(&environment::library_folders());
+    let found = json!({
+        "build": env!("CARGO_PKG_VERSION"),
+        "libtorch": environment::LIBTORCH,
+        "isa": environment::isa(),
+        "cuda": match cuda {
+            Cuda::Loaded(_) => "loaded",
+            Cuda::NoDriver => "no driver",
+            Cuda::NoLibrary => "no library",
+            Cuda::Failed(why) => why,
+        },
+        "gpus": if loaded { tch::Cuda::device_count() } else { 0 },
+        "nccl": nccl.as_ref().ok().map(|library| format!("version {}, {}", library.version(), library.found().display())),
+        "nccl_trouble": nccl.err().map_or_else(String::new, |error| error.to_string()),
+        "cache": environment::cache_folder(),
+    });
+    let said = writeln!(std::io::stdout(), "{found}");
+    said.map_err(|error| Failure::Io { doing: "say what was found".to_owned(), error })
+}
