@@ -90,12 +90,16 @@ fn join(address: &str) -> ExitCode {
     let build = if misdeed.what == "alien" { "0.0.0-alien" } else { env!("CARGO_PKG_VERSION") };
     let listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a port");
     let info = JoinInfo::of_this_process(build, &listener.address().to_string(), "cpu");
-    let token = variable("GANFLEET_TOKEN").unwrap_or_default();
+    let reach = Reach {
+        address: address.to_owned(),
+        token: variable("GANFLEET_TOKEN").unwrap_or_default(),
+        credentials: variable("GANFLEET_CREDENTIALS").map(Into::into),
+    };
     let failed = |error: agent::AgentError| {
         say(&format!("ERROR join: {error}"));
         error.exit().into()
     };
-    let (agent, config) = match Agent::connect(Reach::plain(address, &token), info, Duration::from_secs(5)) {
+    let (agent, config) = match Agent::connect(reach, info, Duration::from_secs(5)) {
         Ok(joined) => joined,
         Err(error) => return failed(error),
     };

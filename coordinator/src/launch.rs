@@ -153,6 +153,10 @@ async fn begin_at(begin: Begin, options: &Options, display: &mut Display) -> Res
         found = takeover::find(&held, &run, proof, refusal, display) => found?,
         Some(()) = interrupts.recv() => return Ok(withdrawn(display, None)),
     };
+    let credentials = match (credentials, &found.predecessor) {
+        (given, Some(_)) => inherited(given, &held)?,
+        (given, None) => given,
+    };
     let credentials = credentials.as_ref();
     let mut stage =
         Stage { worker: &worker, options, credentials, chaos: &chaos, display, interrupts: &mut interrupts };
@@ -496,6 +500,21 @@ fn credentials(options: &Options) -> Result<Option<Credentials>, Failure> {
         read(Party::Worker)?;
     }
     Ok(Some(ours))
+}
+
+/// What a successor proves itself with: what workers at work expect, whether that was `given` anew or not.
+fn inherited(given: Option<Credentials>, held: &Held) -> Result<Option<Credentials>, Failure> {
+    // of another machine's coordinator nothing is known here
+    let Some(control) = held.predecessor().0 else { return Ok(given) };
+    let refused = |message: String| Err(Failure::new(Exit::Config, message));
+    match (given, control.credentials) {
+        (None, Some(folder)) => match Credentials::read(&folder, Party::Coordinator, SystemTime::now()) {
+            Ok(credentials) => Ok(Some(credentials)),
+            Err(error) => refused(format!("the workers at work expect a coordinator with credentials: {error}")),
+        },
+        (Some(_), None) => refused("the workers at work have no credentials: leave --credentials out".to_owned()),
+        (given, _) => Ok(given),
+    }
 }
 
 /// How workers from elsewhere come.

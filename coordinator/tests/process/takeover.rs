@@ -71,6 +71,30 @@ fn refused(output: &Output, exit: i32, why: &str) {
     assert!(said.contains(why), "{said}");
 }
 
+/// What its workers expect, a successor shows, though nobody says so again.
+#[test]
+fn a_successor_has_the_credentials_of_the_one_before() {
+    let machine = Machine::new();
+    let made = machine.ask(&["credentials", "make", "secrets"]);
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    let mut run = machine.launch(&[&PATIENT[..], &["--credentials", "secrets"]].concat(), &[]);
+    let workers = run.at_work();
+    run.dies();
+    let mut run = machine.launch(&PATIENT, &[]);
+    run.wait_for("taken_over");
+    assert_eq!(run.has_both(), workers);
+    run.dies();
+    // nor does it serve in the clear where they cannot be used any more
+    let kept = machine.path("secrets/coordinator/identity.pem");
+    std::fs::rename(&kept, machine.path("hidden")).unwrap();
+    refused(&machine.ask(&["attach", "toy", "--json"]), 3, "expect a coordinator with credentials");
+    std::fs::rename(machine.path("hidden"), &kept).unwrap();
+    let mut run = machine.launch(&PATIENT, &[]);
+    run.wait_for("taken_over");
+    assert_eq!(run.has_both(), workers);
+    run.stops();
+}
+
 #[test]
 fn a_killed_coordinator_costs_no_step_and_no_worker() {
     let machine = Machine::new();
