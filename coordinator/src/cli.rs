@@ -71,7 +71,8 @@ pub enum Command {
     },
     /// Take over a run whose coordinator is dead and whose workers are at work
     Attach {
-        /// Name of the run, if its coordinator was on this machine; else its URL, and its token in GANFLEET_TOKEN
+        /// Name of the run, if its coordinator was on this machine; else its URL, and its token in GANFLEET_TOKEN or
+        /// its credentials
         run: String,
         /// How to run it.
         #[command(flatten)]
@@ -186,10 +187,10 @@ pub struct How {
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:0")]
     listen: SocketAddr,
     /// Address that workers from elsewhere are told, where it is another: every address is listened on, or something between rewrites them
-    #[arg(long, value_name = "HOST:PORT")]
+    #[arg(long, value_name = "HOST:PORT", value_parser = reachable)]
     advertise: Option<String>,
     /// Folder that `coordinator credentials make` has made: connections are then encrypted, and both sides prove who they are
-    #[arg(long, env = "GANFLEET_CREDENTIALS", value_name = "FOLDER", conflicts_with = "insecure")]
+    #[arg(long, env = "GANFLEET_CREDENTIALS", value_name = "FOLDER")]
     credentials: Option<PathBuf>,
     /// Allow --listen beyond this machine although nothing is encrypted
     #[arg(long)]
@@ -206,6 +207,16 @@ pub struct How {
     /// One JSON object on each line instead of a progress bar
     #[arg(long)]
     json: bool,
+}
+
+/// An address that others can be told.
+fn reachable(text: &str) -> Result<String, String> {
+    let wrong = || "expected HOST:PORT".to_owned();
+    let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
+    match (host, port.parse::<u16>()) {
+        ("" | "0.0.0.0" | "[::]", _) | (_, Err(_) | Ok(0)) => Err(wrong()),
+        _ => Ok(text.to_owned()),
+    }
 }
 
 /// A run on this machine.
@@ -320,7 +331,8 @@ mod tests {
             "coordinator",
             "coordinator launch",
             "coordinator launch a --plain --json",
-            "coordinator launch a --credentials secrets --insecure",
+            "coordinator launch a --advertise somewhere",
+            "coordinator launch a --advertise 0.0.0.0:4000",
             "coordinator launch a --workers 0",
             "coordinator export /runs/toy --format pickle --out weights",
         ] {

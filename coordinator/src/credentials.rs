@@ -106,26 +106,34 @@ fn make(folder: &Path, days: u32) -> Result<Exit, Failure> {
 
 fn renew(folder: &Path, days: u32, replace: bool, forget: bool) -> Result<Exit, Failure> {
     let path = folder.join(AUTHORITY).join(IDENTITY);
-    let (mut newest, mut issuer) = read_authority(&path)?;
+    let (newest, issuer) = read_authority(&path)?;
     let old = text(&folder.join(Party::Coordinator.name()).join(CA))?;
-    if replace {
-        (newest, issuer) = authority()?;
-        store(&path, &(newest.clone() + &issuer.key().serialize_pem()))?;
+    if old.matches("-----BEGIN CERTIFICATE").count() > 1 && !forget {
+        let message = "a change of authority is under way: give workers their new folder, and then end it with \
+                       `coordinator credentials renew FOLDER --forget`";
+        return Err(Failure::new(Exit::Usage, message));
     }
-    let trusted = if forget {
-        newest
-    } else if replace {
-        newest + &old
-    } else {
-        old
+    let (newest, issuer, trusted) = match (replace, forget) {
+        (true, _) => {
+            let (made, issuer) = authority()?;
+            // who trusts both can speak to who has either
+            (made.clone(), issuer, made + &old)
+        }
+        (false, true) => (newest.clone(), issuer, newest),
+        (false, false) => (newest, issuer, old),
     };
+    let of = |party: Party, name: &str| folder.join(party.name()).join(name);
+    // trusted before it is used: what is broken off here leaves nobody with a certificate that nobody trusts
     for party in Party::ALL {
-        let of = folder.join(party.name());
-        // who trusts both can speak to who has either
-        store(&of.join(CA), &trusted)?;
+        store(&of(party, CA), &trusted)?;
+    }
+    if replace {
+        store(&path, &(newest + &issuer.key().serialize_pem()))?;
+    }
+    for party in Party::ALL {
         // workers must have been given the new authority before the coordinator shows its certificate
         if !(replace && party == Party::Coordinator) {
-            store(&of.join(IDENTITY), &signed(party, &issuer, days)?)?;
+            store(&of(party, IDENTITY), &signed(party, &issuer, days)?)?;
         }
     }
     if replace {

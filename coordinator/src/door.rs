@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{sleep, timeout};
@@ -22,6 +23,9 @@ use trust::{CA, Credentials, IDENTITY, Party};
 const HANDSHAKES_MAX: usize = 512;
 /// Time for one.
 const HANDSHAKE: Duration = Duration::from_secs(5);
+/// Time for one that is refused to read why, and most bytes that are read from it meanwhile.
+const PARTING: Duration = Duration::from_secs(1);
+const UNREAD_MAX: u64 = 64 << 10;
 /// Connections that wait for the server.
 const QUEUE: usize = 64;
 /// After a connection could not be taken, for want of descriptors as a rule.
@@ -40,7 +44,10 @@ pub struct Door {
 
 struct Kept {
     config: Arc<ServerConfig>,
+    /// That of the files in use; none yet: they may have been renewed since they were read.
     stamp: Stamp,
+    /// That of files that were not sound.
+    refused: Option<Stamp>,
 }
 
 impl std::fmt::Debug for Door {
@@ -57,7 +64,7 @@ impl Door {
     pub fn open(credentials: &Credentials) -> Result<Self, Failure> {
         let config = credentials.server().map_err(|error| Failure::new(Exit::Config, error))?;
         let folder = credentials.folder().to_owned();
-        let kept = Kept { config: Arc::new(config), stamp: stamp(&folder) };
+        let kept = Kept { config: Arc::new(config), stamp: Stamp::default(), refused: None };
         Ok(Self { folder, kept: Mutex::new(kept) })
     }
 
@@ -69,15 +76,18 @@ impl Door {
     fn config(&self) -> Arc<ServerConfig> {
         let mut kept = self.kept();
         let stamp = stamp(&self.folder);
-        if stamp != kept.stamp {
+        if stamp != kept.stamp && kept.refused != Some(stamp) {
             let read = Credentials::read(&self.folder, Party::Coordinator, SystemTime::now());
             match read.and_then(|credentials| credentials.server()) {
                 Ok(config) => {
                     tracing::info!("renewed credentials were read from {}", self.folder.display());
                     (kept.config, kept.stamp) = (Arc::new(config), stamp);
                 }
-                // perhaps half of them is renewed yet: looked at again
-                Err(error) => tracing::warn!("renewed credentials are not used yet: {error}"),
+                // perhaps half of them is renewed yet: looked at again when they change
+                Err(error) => {
+                    kept.refused = Some(stamp);
+                    tracing::warn!("renewed credentials are not used yet: {error}");
+                }
             }
         }
         Arc::clone(&kept.config)
@@ -123,18 +133,28 @@ impl Door {
             tokio::spawn(async move {
                 // an order that waits for an acknowledgement is 40 ms late
                 let _best_effort = stream.set_nodelay(true);
-                match timeout(HANDSHAKE, acceptor.accept(stream)).await {
+                match timeout(HANDSHAKE, acceptor.accept(stream).into_fallible()).await {
                     // nobody takes it: the run is over
                     Ok(Ok(stream)) => drop(sender.send(Ok(stream)).await),
                     // who only looked whether somebody listens
-                    Ok(Err(error)) if error.kind() == std::io::ErrorKind::UnexpectedEof => {}
-                    Ok(Err(error)) => refusals.tell(Some(from), &reason(&error.to_string())),
+                    Ok(Err((error, _))) if error.kind() == std::io::ErrorKind::UnexpectedEof => {}
+                    Ok(Err((error, stream))) => {
+                        refusals.tell(Some(from), &reason(&error.to_string()));
+                        part(stream).await;
+                    }
                     Err(_) => refusals.tell(Some(from), "the handshake was not done in time"),
                 }
                 drop(slot);
             });
         }
     }
+}
+
+/// Lets somebody go who was refused: closed with words unread, a connection would be reset, and the reason lost on the way.
+async fn part(mut stream: TcpStream) {
+    // it may be gone already
+    let _ = stream.shutdown().await;
+    let _ = timeout(PARTING, tokio::io::copy(&mut stream.take(UNREAD_MAX), &mut tokio::io::sink())).await;
 }
 
 fn stamp(folder: &std::path::Path) -> Stamp {
@@ -144,6 +164,15 @@ fn stamp(folder: &std::path::Path) -> Stamp {
 /// What a broken handshake means here.
 fn reason(error: &str) -> String {
     let advice = match error {
+        e if e.contains("alert: CertificateExpired") => {
+            "to it this coordinator's certificate has expired, or is not good yet: renew it, or compare the clocks"
+        }
+        e if ["UnknownCA", "DecryptError", "BadCertificate"]
+            .iter()
+            .any(|sign| e.contains(&format!("alert: {sign}"))) =>
+        {
+            "it does not trust this coordinator's authority"
+        }
         e if e.contains("InvalidContentType") || e.contains("corrupt message") => {
             "it speaks no TLS: it needs --credentials"
         }
@@ -152,8 +181,7 @@ fn reason(error: &str) -> String {
         e if e.contains("NotValidYet") || e.contains("not valid yet") => {
             "its certificate is not good yet: compare the clocks"
         }
-        e if e.contains("UnknownIssuer") => "its certificate is of another authority",
-        e if e.contains("UnknownCA") => "it does not trust this coordinator's authority",
+        e if e.contains("UnknownIssuer") || e.contains("BadSignature") => "its certificate is of another authority",
         other => other,
     };
     advice.to_owned()

@@ -62,14 +62,23 @@ pub(crate) async fn take_over(
     let deaf = |error| Failure::new(Exit::Network, format!("cannot listen on {}: {error}", options.listen));
     let listener = listen(options.listen, predecessor.address).map_err(deaf)?;
     let address = listener.local_addr().map_err(deaf)?;
-    let public = options.public(address);
+    // as the one before said it, where this one listens at its place
+    let kept = held.predecessor().0.and_then(|control| control.advertise);
+    let kept = kept.filter(|_| predecessor.address == Some(address));
+    let advertise = options.advertise.clone().or(kept);
+    let public = advertise.clone().unwrap_or_else(|| address.to_string());
+    if address.ip().is_unspecified() && advertise.is_none() {
+        let message =
+            format!("--listen {address} is every address of this machine: name one with --advertise HOST:PORT");
+        return Err(Failure::new(Exit::Usage, message));
+    }
     let (tenure, epoch, nonce) = hold(run, leased, found.epoch, &public, policy.patience).await?;
     let mut records = Records::take_over(held.folder(), run.clone(), was_local.is_some()).await?;
     let (generation, world) = (memory.at_work().0, memory.members().len() as u32);
     let header = Header::new(&run.url(), (epoch, &nonce), (workers, local), config);
     let newest = memory.newest.clone();
     let journal = Journal::begin(held.folder(), header, memory);
-    let announced = held.announce(&address.to_string(), &run.url(), epoch, token, stage.credentials);
+    let announced = held.announce(&address.to_string(), &run.url(), epoch, token, stage.credentials, advertise);
     let (name, url) = (run.name().to_owned(), run.url());
     let news = News::TakenOver { run: name, url, epoch, generation, workers: world, address: address.to_string() };
     tell(&mut records, stage.display, &news);

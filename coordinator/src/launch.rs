@@ -130,7 +130,10 @@ pub async fn launch(begin: Begin, options: &Options) -> Result<Exit, Failure> {
 }
 
 async fn begin_at(begin: Begin, options: &Options, display: &mut Display) -> Result<Exit, Failure> {
-    let credentials = credentials(options)?;
+    let attaches = matches!(begin, Begin::Attach { .. });
+    // who attaches starts no workers unless it is said
+    let starts = options.local.map_or(!attaches, |local| local > 0);
+    let credentials = credentials(options, starts)?;
     let mut interrupts = signals::catch().map_err(|error| Failure::new(Exit::Internal, error))?;
     let chaos = options.chaos.as_deref().map(chaos::read).transpose()?.unwrap_or_default();
     let (worker, token) = (machine::worker_binary()?, token()?);
@@ -143,7 +146,6 @@ async fn begin_at(begin: Begin, options: &Options, display: &mut Display) -> Res
         Begin::Checkpoint { url } => origin::target_of_url(url, &options.overrides)?,
         Begin::Attach { run } => origin::target_of_run(run, &state::home()?, &options.overrides)?,
     };
-    let attaches = matches!(begin, Begin::Attach { .. });
     let refusal = if attaches { Exit::Network } else { Exit::Config };
     let mut held = Held::take(&state::home()?, target.run.name())
         .map_err(|failure| if attaches { Failure { exit: refusal, ..failure } } else { failure })?;
@@ -154,8 +156,9 @@ async fn begin_at(begin: Begin, options: &Options, display: &mut Display) -> Res
         Some(()) = interrupts.recv() => return Ok(withdrawn(display, None)),
     };
     let credentials = match (credentials, &found.predecessor) {
-        (given, Some(_)) => inherited(given, &held)?,
-        (given, None) => given,
+        // of another machine's coordinator nothing is known here
+        (given, Some(predecessor)) if predecessor.local.is_some() => inherited(given, &held)?,
+        (given, _) => given,
     };
     let credentials = credentials.as_ref();
     let mut stage =
@@ -173,7 +176,9 @@ async fn begin_at(begin: Begin, options: &Options, display: &mut Display) -> Res
         }
         (None, true, _) => {
             let message = match token {
-                None if found.generation > Generation(0) => " Workers elsewhere: give their token in GANFLEET_TOKEN.",
+                None if found.generation > Generation(0) => {
+                    " Workers elsewhere: give their token in GANFLEET_TOKEN, or --credentials."
+                }
                 _ => "",
             };
             let (url, name) = (target.run.url(), target.run.name());
@@ -309,7 +314,8 @@ async fn begin_and_drive(
     let leased = origin.create_only && !found.blind;
     let public = options.public(address);
     let (tenure, epoch, nonce) = hold(&origin.run, leased, found.epoch, &public, policy.patience).await?;
-    held.announce(&address.to_string(), &origin.run.url(), epoch, token, stage.credentials)?;
+    let advertise = options.advertise.clone();
+    held.announce(&address.to_string(), &origin.run.url(), epoch, token, stage.credentials, advertise)?;
 
     let begun = Entry::Begun { generation: origin.generation, went_back: Generation(0), newest: origin.resume.clone() };
     let header = Header::new(&origin.run.url(), (epoch, &nonce), (workers, local), &config);
@@ -455,6 +461,13 @@ fn places(local: u32, workers: u32, options: &Options) -> Result<(), Failure> {
         let message = format!("--local {local} is more than the {workers} workers of the run: raise --workers too");
         return Err(Failure::new(Exit::Usage, message));
     }
+    if 0 < local && local < workers && listen.ip().is_unspecified() {
+        let message = format!(
+            "--listen {listen} is every address of this machine, and its own workers would tell those from elsewhere none that leads \
+             here: listen on one address, or start no workers here (--local 0)"
+        );
+        return Err(Failure::new(Exit::Usage, message));
+    }
     if local < workers && listen.ip().is_unspecified() && options.advertise.is_none() {
         let message = format!(
             "--listen {listen} is every address of this machine, and workers from elsewhere must be told one: name it with \
@@ -477,7 +490,11 @@ fn token() -> Result<Option<Token>, Failure> {
 }
 
 /// What this coordinator proves itself with; beyond this machine it must, unless the network is said to be trusted.
-fn credentials(options: &Options) -> Result<Option<Credentials>, Failure> {
+fn credentials(options: &Options, starts: bool) -> Result<Option<Credentials>, Failure> {
+    if options.insecure && options.credentials.is_some() {
+        let message = "--insecure stands beside credentials: leave one of them out, or unset GANFLEET_CREDENTIALS";
+        return Err(Failure::new(Exit::Usage, message));
+    }
     let Some(folder) = &options.credentials else {
         return match options.listen.ip().is_loopback() || options.insecure {
             true => Ok(None),
@@ -496,7 +513,7 @@ fn credentials(options: &Options) -> Result<Option<Credentials>, Failure> {
     let now = SystemTime::now();
     let read = |party| Credentials::read(&folder, party, now).map_err(|error| refused(error.to_string()));
     let ours = read(Party::Coordinator)?;
-    if options.local != Some(0) {
+    if starts {
         read(Party::Worker)?;
     }
     Ok(Some(ours))
@@ -504,7 +521,6 @@ fn credentials(options: &Options) -> Result<Option<Credentials>, Failure> {
 
 /// What a successor proves itself with: what workers at work expect, whether that was `given` anew or not.
 fn inherited(given: Option<Credentials>, held: &Held) -> Result<Option<Credentials>, Failure> {
-    // of another machine's coordinator nothing is known here
     let Some(control) = held.predecessor().0 else { return Ok(given) };
     let refused = |message: String| Err(Failure::new(Exit::Config, message));
     match (given, control.credentials) {
@@ -512,7 +528,10 @@ fn inherited(given: Option<Credentials>, held: &Held) -> Result<Option<Credentia
             Ok(credentials) => Ok(Some(credentials)),
             Err(error) => refused(format!("the workers at work expect a coordinator with credentials: {error}")),
         },
-        (Some(_), None) => refused("the workers at work have no credentials: leave --credentials out".to_owned()),
+        (Some(_), None) => refused(
+            "the workers at work have no credentials: leave --credentials out, or unset GANFLEET_CREDENTIALS"
+                .to_owned(),
+        ),
         (given, _) => Ok(given),
     }
 }
@@ -541,8 +560,12 @@ pub(crate) fn recipe(
     gpus: Vec<u32>,
     nonce: &str,
 ) -> Recipe {
-    // around the coordinator's own there are the workers'
-    let folder = credentials.and_then(|credentials| credentials.folder().parent());
+    // around the coordinator's own, or in the same folder, there are the workers'
+    let around = |folder: &'_ Path| match folder.ends_with(Party::Coordinator.name()) {
+        true => folder.parent().map(Path::to_owned),
+        false => Some(folder.to_owned()),
+    };
+    let folder = credentials.and_then(|credentials| around(credentials.folder()));
     let folder = folder.map(|folder| (CREDENTIALS.to_owned(), folder.to_string_lossy().into_owned()));
     Recipe {
         worker: WorkerId(format!("{nonce}-")),

@@ -21,7 +21,9 @@ const DEADLINE: Duration = Duration::from_secs(10);
 pub async fn operate(run: &str, command: Command) -> Result<Status, Failure> {
     let (control, token) = state::find(&state::home()?, run)?;
     let broken = |what: String| {
-        let message = format!("the coordinator of `{run}` (process {}) at {}: {what}", control.pid, control.address);
+        let advice = trust::explain(&what).map_or_else(String::new, |advice| format!(". {advice}"));
+        let message =
+            format!("the coordinator of `{run}` (process {}) at {}: {what}{advice}", control.pid, control.address);
         Failure::new(Exit::Network, message)
     };
     let read = |folder: &std::path::PathBuf| Credentials::read(folder, Party::Coordinator, SystemTime::now());
@@ -50,6 +52,6 @@ pub async fn ask(
     }
     let mut client = ControlClient::new(endpoint.connect().await.map_err(|error| trust::causes(&error))?);
     let request = rpc::OperateRequest { token: token.to_owned(), command: Some(command) };
-    let reply = client.operate(request).await.map_err(|status| status.message().to_owned())?;
+    let reply = client.operate(request).await.map_err(|status| trust::words(&status))?;
     serde_json::from_str(&reply.into_inner().status).map_err(|error| format!("its answer cannot be read: {error}"))
 }

@@ -118,7 +118,7 @@ pub fn target_of_run(text: &str, home: &Path, overrides: &Overrides) -> Result<T
     let Some(left) = crate::journal::read(&home.join(text)) else {
         let message = format!(
             "no coordinator of this machine has left a run called `{text}` at work. If it was on another machine, give the run's \
-             URL, and its token in GANFLEET_TOKEN"
+             URL, and its token in GANFLEET_TOKEN or its --credentials"
         );
         return Err(Failure::new(Exit::Network, message));
     };
@@ -218,7 +218,6 @@ pub async fn of_checkpoint(url: &str, overrides: &Overrides) -> Result<Origin, F
     resumed(run, key, overrides, None).await
 }
 
-/// The experiment with the number of workers of this machine, where nothing else says how many.
 /// What an experiment file asks for, with nothing looked at but the file.
 ///
 /// # Errors
@@ -227,6 +226,7 @@ pub fn resolved(file: PathBuf, overrides: &Overrides) -> Result<RunConfig, Failu
     Ok(load(file, overrides)?.resolved.config)
 }
 
+/// The experiment with the number of workers of this machine, where nothing else says how many.
 fn load(file: PathBuf, overrides: &Overrides) -> Result<Experiment, Failure> {
     let mut set = overrides.set.clone();
     set.extend(overrides.workers.map(|workers| format!("cluster.workers={workers}")));

@@ -224,8 +224,10 @@ impl Control for Server {
     }
 
     async fn operate(&self, request: Request<OperateRequest>) -> Result<Response<OperateReply>, Status> {
+        let from = request.remote_addr();
         let request = request.into_inner();
         if !self.token.matches(&request.token) {
+            self.refusals.tell(from, "it asks with a wrong token");
             return Err(Status::unauthenticated("the token is wrong"));
         }
         let command = match request.command {

@@ -38,6 +38,9 @@ pub struct Control {
     /// Folder of the credentials that it takes; none where nothing is encrypted.
     #[serde(default)]
     pub credentials: Option<PathBuf>,
+    /// Where workers from elsewhere reach it, if that is another address.
+    #[serde(default)]
+    pub advertise: Option<String>,
 }
 
 /// The folder of all runs: `$XDG_STATE_HOME/ganfleet`, else `~/.local/state/ganfleet`.
@@ -130,6 +133,7 @@ impl Held {
         epoch: u64,
         token: &Token,
         credentials: Option<&Credentials>,
+        advertise: Option<String>,
     ) -> Result<(), Failure> {
         let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let control = Control {
@@ -139,6 +143,7 @@ impl Held {
             url: url.to_owned(),
             epoch,
             credentials: credentials.map(|credentials| credentials.folder().to_owned()),
+            advertise,
         };
         let text = serde_json::to_string_pretty(&control)
             .map_err(|error| Failure::new(Exit::Internal, format!("the address cannot be written down: {error}")))?;
@@ -228,7 +233,7 @@ mod tests {
         held.keep(false);
         assert!(find("toy").unwrap_err().message.contains("starting"));
         let token = Token::from_text("secret");
-        held.announce("127.0.0.1:4000", "file:///runs/toy", 1, &token, None).unwrap();
+        held.announce("127.0.0.1:4000", "file:///runs/toy", 1, &token, None, None).unwrap();
         let (control, found) = find("toy").unwrap();
         assert_eq!((control.address.as_str(), control.pid), ("127.0.0.1:4000", std::process::id()));
         assert!(found.matches("secret"));
@@ -245,7 +250,7 @@ mod tests {
     fn a_folder_that_a_dead_coordinator_left_is_stale() {
         let home = tempfile::tempdir().unwrap();
         let held = Held::take(home.path(), "toy").unwrap();
-        held.announce("127.0.0.1:4000", "u", 1, &Token::from_text("t"), None).unwrap();
+        held.announce("127.0.0.1:4000", "u", 1, &Token::from_text("t"), None, None).unwrap();
         drop(held);
         let failure = find(home.path(), "toy").unwrap_err();
         assert!(failure.message.contains("ended without a farewell"), "{}", failure.message);

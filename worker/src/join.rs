@@ -61,13 +61,17 @@ pub fn join(
 ) -> Result<Exit, Failure> {
     limits::prepare()?;
     let towards = || address_towards(&reach.address).map(|ip| SocketAddr::new(ip, 0));
-    let listener = Listener::bind(listen.map_or_else(towards, Ok)?)?;
-    let peer = advertise.unwrap_or(listener.address());
-    if peer.ip().is_unspecified() {
+    let place = listen.map_or_else(towards, Ok)?;
+    if place.ip().is_unspecified() {
         let message =
-            format!("--listen {peer} is every address of this machine: name the one for the others with --advertise");
+            format!("--listen {place} is every address of this machine: name the one where the others reach it");
         return Err(Failure::Usage(message));
     }
+    if let Some(told) = advertise.filter(|told| told.ip().is_unspecified() || told.port() == 0) {
+        return Err(Failure::Usage(format!("--advertise {told} is no address that others can reach")));
+    }
+    let listener = Listener::bind(place)?;
+    let peer = advertise.unwrap_or(listener.address());
     let device = device(cuda);
     let name = match device {
         Device::Cuda(i) => format!("cuda:{i}"),

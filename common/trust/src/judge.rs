@@ -85,10 +85,23 @@ pub fn explain(why: &str) -> Option<&'static str> {
             &["UnknownCA", "UnknownIssuer", "DecryptError", "BadSignature"],
             "the certificates on both sides were not made by one authority: give the credentials that belong to this run",
         ),
-        (&["NotValidForName"], "what answers there has no certificate of a coordinator"),
+        (
+            &["NotValidForName", "not valid for name", "InvalidPurpose", "does not allow extended key usage"],
+            "what answers there has no certificate of a coordinator",
+        ),
         (&["BadCertificate", "UnsupportedCertificate"], "the certificate is not accepted there"),
     ];
     KNOWN.iter().find(|(signs, _)| signs.iter().any(|sign| why.contains(sign))).map(|(_, advice)| *advice)
+}
+
+/// What a call over the network failed with, and what caused that.
+#[must_use]
+pub fn words(status: &tonic::Status) -> String {
+    let message = status.message().to_owned();
+    match std::error::Error::source(status).map(causes) {
+        Some(cause) if !message.contains(&cause) => format!("{message}: {cause}"),
+        _ => message,
+    }
 }
 
 /// An error with what caused it: the outermost alone often says only "transport error".

@@ -9,17 +9,17 @@ mod error;
 mod judge;
 
 pub use error::TrustError;
-pub use judge::{Validity, causes, explain};
+pub use judge::{Validity, causes, explain, words};
 
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::WebPkiClientVerifier;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{SystemTime, UNIX_EPOCH};
 use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 
 /// File with the certificates of the authorities that are trusted.
@@ -98,9 +98,20 @@ impl Credentials {
         if found.token.is_empty() {
             return Err(TrustError::Malformed { file: token, why: "it is empty".to_owned() });
         }
-        authorities(&ca, &found.ca)?;
+        let roots = authorities(&ca, &found.ca)?;
         let (chain, _) = own(&identity, &found.identity)?;
         judge::is_for(&identity, &chain[0], party, now)?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
+        let verifier = verifier.map_err(|error| TrustError::Malformed { file: ca.clone(), why: error.to_string() })?;
+        let at = UnixTime::since_unix_epoch(now.duration_since(UNIX_EPOCH).unwrap_or_default());
+        // as the other side will: both parties' certificates are good for clients
+        let vouched = verifier.verify_client_cert(&chain[0], &chain[1..], at);
+        let nobody = |error| TrustError::Malformed {
+            file: identity.clone(),
+            why: format!("no authority in {} vouches for it: {error}", ca.display()),
+        };
+        vouched.map_err(nobody)?;
         Ok(found)
     }
 
@@ -132,6 +143,9 @@ impl Credentials {
         let config = builder.with_client_cert_verifier(verifier).with_single_cert(chain, key);
         let mut config = config.map_err(|error| malformed(IDENTITY, error.to_string()))?;
         config.alpn_protocols = vec![ALPN.to_vec()];
+        // a session that is resumed is not asked for its certificate again
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
         Ok(config)
     }
 

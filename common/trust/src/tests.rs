@@ -111,6 +111,11 @@ fn broken_handshakes_are_explained() {
         ("received fatal alert: CertificateRequired", "--credentials"),
         ("invalid peer certificate: UnknownIssuer", "one authority"),
         ("received fatal alert: UnknownCA", "one authority"),
+        ("invalid peer certificate: certificate not valid for name \"x\"", "no certificate of a coordinator"),
+        (
+            "invalid peer certificate: certificate does not allow extended key usage for server",
+            "no certificate of a coordinator",
+        ),
         ("invalid peer certificate: certificate expired: verification time 1 (UNIX)", "expired"),
     ] {
         assert!(explain(why).is_some_and(|said| said.contains(advice)), "{why}");

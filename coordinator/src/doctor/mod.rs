@@ -13,10 +13,10 @@ use crate::{machine, server, state};
 use clap::Args;
 use common::config::resolved::RunConfig;
 use common::exit::Exit;
-use common::memory;
 use judge::{Disk, Worker};
 use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
+use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -24,7 +24,7 @@ use std::time::{Duration, SystemTime};
 use storage::{Patience, Store};
 use tokio::process::Command;
 use tokio::time::timeout;
-use trust::{Credentials, IDENTITY, Party};
+use trust::{Credentials, IDENTITY, Party, TrustError};
 
 /// For a worker to say what it finds: it loads libtorch.
 const WORKER: Duration = Duration::from_secs(60);
@@ -158,6 +158,7 @@ async fn look(args: &DoctorArgs) -> Vec<Finding> {
     found.push(judge::open_files(getrlimit(Resource::Nofile).maximum, workers));
     found.push(judge::processes(&proc_limits(), workers, machine::cores()));
     if let Some(available) = available_memory() {
+        let needed = |config| common::config::plan(config, workers).memory().total();
         found.push(judge::memory(available, workers, config.filter(|_| gpus.is_empty()).map(needed)));
     }
     if !gpus.is_empty() {
@@ -179,13 +180,6 @@ async fn look(args: &DoctorArgs) -> Vec<Finding> {
         found.extend(store(config).await);
     }
     found
-}
-
-/// Bytes that a worker of the run needs at once, with every sample that it may be dealt.
-fn needed(config: &RunConfig) -> u64 {
-    let resolution = config.model.resolution();
-    let most = config.train.max_per_worker.get(&resolution).copied().unwrap_or(u32::MAX);
-    memory::need(config, resolution, config.train.minibatch_at(resolution).min(most)).total()
 }
 
 /// What a worker says of itself and of its libraries; else why it says nothing.
@@ -227,7 +221,11 @@ fn available_memory() -> Option<u64> {
         let text = std::fs::read_to_string(format!("/sys/fs/cgroup/{name}")).ok()?;
         text.trim().parse::<u64>().ok()
     };
-    let container = number("memory.max").map(|max| max.saturating_sub(number("memory.current").unwrap_or(0)));
+    // what was read from disks is let go when it is needed
+    let statistics = std::fs::read_to_string("/sys/fs/cgroup/memory.stat").unwrap_or_default();
+    let cached = statistics.lines().find_map(|line| line.strip_prefix("inactive_file ")?.trim().parse::<u64>().ok());
+    let taken = number("memory.current").unwrap_or(0).saturating_sub(cached.unwrap_or(0));
+    let container = number("memory.max").map(|max| max.saturating_sub(taken));
     Some(container.map_or(system, |container| container.min(system)))
 }
 
@@ -242,9 +240,12 @@ fn free(path: &Path) -> Option<u64> {
 fn disk(folder: &Path) -> Disk {
     let existing = folder.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
     let attempt = existing.join(format!(".ganfleet-doctor-{}", std::process::id()));
-    let written = std::fs::write(&attempt, b"may this be written?");
-    // it may not be there
-    let _ = std::fs::remove_file(&attempt);
+    // never through somebody's link
+    let made = std::fs::OpenOptions::new().write(true).create_new(true).open(&attempt);
+    let written = made.and_then(|mut file| {
+        let written = file.write_all(b"may this be written?");
+        std::fs::remove_file(&attempt).and(written)
+    });
     Disk { free: free(folder), refusal: written.err().map(|error| error.to_string()) }
 }
 
@@ -269,7 +270,16 @@ fn trusted(folder: &Path, party: Party) -> Finding {
     let now = SystemTime::now();
     match Credentials::read(folder, party, now).and_then(|found| trust::validity_of(&found.folder().join(IDENTITY))) {
         Ok(validity) => judge::validity(party, validity.until.duration_since(now).unwrap_or_default()),
-        Err(error) => Finding::bad("credentials", error.to_string(), credentials::RENEW),
+        Err(error) => {
+            let remedy = match error {
+                TrustError::Missing { .. } => "coordinator credentials make FOLDER",
+                TrustError::Exposed { .. } => "chmod 600, and renew it if others may have read it",
+                TrustError::Party { .. } => "give the folder around `coordinator` and `worker`",
+                TrustError::NotYet { .. } => "set this machine's clock",
+                TrustError::Expired { .. } | TrustError::Malformed { .. } => credentials::RENEW,
+            };
+            Finding::bad("credentials", error.to_string(), remedy)
+        }
     }
 }
 

@@ -92,7 +92,7 @@ fn who_is_not_trusted_is_refused_and_told_why() {
         ("plain text", plain, 8, "--credentials"),
         ("a wrong token", join("wrong-token"), 8, "the token is wrong"),
         ("another authority", join("another"), 8, "one authority"),
-        ("an expired certificate", join("late"), 3, "has expired"),
+        ("an expired certificate", join("late"), 8, "has expired"),
         ("no credentials", join("nowhere"), 3, "coordinator credentials make"),
         ("the coordinator's own", join("secrets/coordinator"), 3, "no certificate of a worker"),
         ("a secret that others can read", join("open"), 3, "chmod 600"),

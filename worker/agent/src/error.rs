@@ -8,7 +8,7 @@ use trust::TrustError;
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
     /// The address cannot be one.
-    #[error("`{address}` is not the address of a coordinator ({why}); expected HOST:PORT or http://HOST:PORT")]
+    #[error("`{address}` is not the address of a coordinator ({why}); expected HOST:PORT, http:// or https://")]
     Address {
         /// As it was given.
         address: String,
@@ -68,6 +68,8 @@ impl AgentError {
     pub fn exit(&self) -> Exit {
         match self {
             Self::Address { .. } => Exit::Usage,
+            // with new ones, or at another time, it may come again
+            Self::Credentials(TrustError::Expired { .. } | TrustError::NotYet { .. }) => Exit::Network,
             Self::Credentials(_) => Exit::Config,
             Self::Unreachable { .. } | Self::Untrusted { .. } | Self::Refused { .. } => Exit::Network,
             Self::Stopped { .. } => Exit::Ok,

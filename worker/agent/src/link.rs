@@ -143,7 +143,10 @@ impl Link {
                     }
                 }
                 Retry::TooLong(waited) if self.welcomed => {
-                    tracing::warn!("no coordinator for {:.1} s: this worker is on its own", waited.as_secs_f64());
+                    tracing::warn!(
+                        "no coordinator for {:.1} s ({why}): this worker is on its own",
+                        waited.as_secs_f64()
+                    );
                     return self.be_alone().await;
                 }
                 Retry::TooLong(waited) => {

@@ -71,7 +71,8 @@ impl Search {
             self.running = Some(spawn_blocking(move || {
                 let here = control.as_deref().and_then(in_file);
                 let there = look.and_then(|look| look());
-                [here, there].into_iter().flatten().max_by_key(|seat| seat.epoch)
+                // of two with one number, the one of this machine
+                [there, here].into_iter().flatten().max_by_key(|seat| seat.epoch)
             }));
         }
         if let Some(running) = &mut self.running

@@ -59,7 +59,7 @@ pub(crate) async fn serve(link: &mut Link) -> End {
         let mut client = ControlClient::new(channel)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        client.session(ReceiverStream::new(receiver)).await.map_err(|status| words(&status))
+        client.session(ReceiverStream::new(receiver)).await.map_err(|status| trust::words(&status))
     };
     match timeout(patience, opening).await {
         Ok(Ok(response)) => converse(link, sender, response.into_inner()).await,
@@ -235,13 +235,4 @@ fn hear(link: &Link, word: Word) {
 /// The coordinator does not know yet that another one has taken the run over.
 fn outdated(epoch: u64) -> End {
     End::Broken { why: format!("coordinator {epoch} of this run has been replaced by a later one"), alive: false }
-}
-
-/// What a call failed with, and what that came from.
-fn words(status: &tonic::Status) -> String {
-    let message = status.message().to_owned();
-    match std::error::Error::source(status).map(trust::causes) {
-        Some(cause) if !message.contains(&cause) => format!("{message}: {cause}"),
-        _ => message,
-    }
 }
