@@ -81,6 +81,9 @@ async fn a_new_authority_takes_the_place_of_the_old_one_without_a_moment_in_whic
         run(&CredentialsCommand::Renew { folder, days: 1, authority, forget }).unwrap();
     };
     renew(true, false);
+    let again =
+        CredentialsCommand::Renew { folder: folder.path().to_owned(), days: 1, authority: false, forget: false };
+    assert!(run(&again).unwrap_err().message.contains("--forget"), "who has not the new ones yet would be left out");
     let worker = Credentials::read(folder.path(), Party::Worker, SystemTime::now()).unwrap();
     for _ in 0..6 {
         answers(address, Some(&old)).await.unwrap();

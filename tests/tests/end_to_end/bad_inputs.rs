@@ -136,6 +136,11 @@ fn command_lines() {
         (
             &["launch", "toy.toml", "--local", "1", "--listen", "0.0.0.0:0", "--insecure", "--plain"],
             2,
+            "no workers here (--local 0)",
+        ),
+        (
+            &["launch", "toy.toml", "--local", "0", "--listen", "0.0.0.0:0", "--insecure", "--plain"],
+            2,
             "--advertise HOST:PORT",
         ),
         (&["status", "toy"], 8, "toy"),
