@@ -1,5 +1,6 @@
 //! Damage is named and passed over; trouble of the store is neither; every wait ends.
 
+use crate::suite;
 use crate::support::{Memory, checkpoint, file_store, manifest, stored_part, tensor_file};
 use bytes::Bytes;
 use common::checkpoint::Part;
@@ -142,14 +143,6 @@ const LONG: std::time::Duration = std::time::Duration::from_secs(60);
 
 #[tokio::test]
 async fn the_probe_finds_what_is_honoured_and_leaves_nothing() {
-    let all = Findings {
-        create_only_honoured: true,
-        read_back: true,
-        ranged_get: true,
-        listed: true,
-        deleted: true,
-        written_at: None,
-    };
     let timeless = |found: Findings| {
         let written = found.written_at.expect("what is listed has a time");
         assert!(written.elapsed().is_ok_and(|since| since < LONG), "{written:?}");
@@ -157,13 +150,13 @@ async fn the_probe_finds_what_is_honoured_and_leaves_nothing() {
     };
     let memory = Memory::fresh();
     let run = memory.store().run("run").unwrap();
-    assert_eq!(timeless(run.probe().await.unwrap()), all);
+    assert_eq!(timeless(run.probe().await.unwrap()), suite::HONOURED);
     let folder = tempfile::tempdir().unwrap();
-    assert_eq!(timeless(file_store(folder.path()).run("run").unwrap().probe().await.unwrap()), all);
+    assert_eq!(timeless(file_store(folder.path()).run("run").unwrap().probe().await.unwrap()), suite::HONOURED);
 
     let faults = Faults::new([Rule::new(Call::Put, "", Fault::IgnoreCreate)]);
     let found = memory.store().with_faults(&faults).run("run").unwrap().probe().await.unwrap();
-    assert_eq!(timeless(found), Findings { create_only_honoured: false, ..all });
+    assert_eq!(timeless(found), Findings { create_only_honoured: false, ..suite::HONOURED });
     assert!(found.usable() && found.to_string().contains("create-only"), "{found}");
     assert!(memory.store().runs().await.unwrap().is_empty(), "a scratch object was left");
 }

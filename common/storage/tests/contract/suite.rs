@@ -5,7 +5,7 @@ use bytes::Bytes;
 use common::checkpoint::{BlobRef, Digest, ManifestKey};
 use common::ids::{Generation, ImagesSeen};
 use futures::future::join_all;
-use storage::{CommitError, Content, Run, StorageError, Store};
+use storage::{CommitError, Content, Findings, Run, StorageError, Store};
 
 pub async fn run(store: &Store) {
     blobs(&store.run("blobs").unwrap()).await;
@@ -19,6 +19,16 @@ pub async fn run(store: &Store) {
     let all = ["blobs", "checkpoints", "files", "incomplete", "large", "lease", "local", "pictures"];
     assert_eq!(store.runs().await.unwrap(), all);
 }
+
+/// Of a store that honours everything, whenever that was.
+pub const HONOURED: Findings = Findings {
+    create_only_honoured: true,
+    read_back: true,
+    ranged_get: true,
+    listed: true,
+    deleted: true,
+    written_at: None,
+};
 
 /// Objects become files: those that are wanted, once, and others when they change.
 async fn mirrored(store: &Store) {
