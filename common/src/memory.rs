@@ -32,9 +32,8 @@ impl Need {
 pub fn need(config: &RunConfig, resolution: u32, samples: u32) -> Need {
     let model = &config.model;
     let parameters = model.parameters();
-    let averaged = if model.averages() { parameters / 2 } else { 0 };
     // weights, two flat gradients that are both of all phases together, two moments
-    let state = parameters * 4 + averaged + model.remembered(config.train.minibatch_at(resolution));
+    let state = parameters * 4 + model.averaged() + model.remembered(config.train.minibatch_at(resolution));
     // most of what is kept is what convolutions take and give
     let bytes = if config.train.precision == Precision::Bf16 { SINGLE / 2 } else { SINGLE };
     let kept = kept(model, resolution, config.train.save_memory);

@@ -6,7 +6,8 @@
 use crate::failure::Failure;
 use common::exit::Exit;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -33,8 +34,8 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// Least time between two lines about refusals.
 const LINES: Duration = Duration::from_secs(10);
 
-/// When the files were written last, by their own word.
-type Stamp = [Option<SystemTime>; 2];
+/// Which files they are and when they were written: what is renewed is another file.
+type Stamp = [Option<(u64, SystemTime)>; 2];
 
 /// The credentials with which the door is kept.
 pub struct Door {
@@ -80,7 +81,7 @@ impl Door {
             let read = Credentials::read(&self.folder, Party::Coordinator, SystemTime::now());
             match read.and_then(|credentials| credentials.server()) {
                 Ok(config) => {
-                    tracing::info!("renewed credentials were read from {}", self.folder.display());
+                    tracing::info!("credentials were read from {}", self.folder.display());
                     (kept.config, kept.stamp) = (Arc::new(config), stamp);
                 }
                 // perhaps half of them is renewed yet: looked at again when they change
@@ -157,8 +158,12 @@ async fn part(mut stream: TcpStream) {
     let _ = timeout(PARTING, tokio::io::copy(&mut stream.take(UNREAD_MAX), &mut tokio::io::sink())).await;
 }
 
-fn stamp(folder: &std::path::Path) -> Stamp {
-    [CA, IDENTITY].map(|name| std::fs::metadata(folder.join(name)).and_then(|meta| meta.modified()).ok())
+fn stamp(folder: &Path) -> Stamp {
+    let of = |name: &str| {
+        let meta = std::fs::metadata(folder.join(name))?;
+        Ok::<_, std::io::Error>((meta.ino(), meta.modified()?))
+    };
+    [CA, IDENTITY].map(|name| of(name).ok())
 }
 
 /// What a broken handshake means here.

@@ -6,10 +6,10 @@
 use crate::display::Display;
 use crate::driver::{Keep, Plan, tell};
 use crate::failure::Failure;
+use crate::invite::recipe;
 use crate::journal::{Header, Journal};
 use crate::launch::{
-    BEAT_MAX, Options, Stage, close, drive, facts, fresh_name, hold, orphan_patience, policy, recipe, resume_command,
-    suffering,
+    BEAT_MAX, Options, Stage, close, drive, facts, fresh_name, hold, orphan_patience, policy, resume_command, suffering,
 };
 use crate::machine;
 use crate::origin::Target;

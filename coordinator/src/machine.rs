@@ -61,12 +61,18 @@ pub fn raise_open_files() {
     let _as_before = setrlimit(Resource::Nofile, files);
 }
 
+/// Files that a coordinator of so many workers opens.
+#[must_use]
+pub fn files_for(workers: u32) -> u64 {
+    FILES + FILES_PER_WORKER * u64::from(workers)
+}
+
 /// Whether a coordinator of so many workers may open the files that it needs.
 ///
 /// # Errors
 /// It may not.
 pub fn may_serve(workers: u32) -> Result<(), Failure> {
-    let needed = FILES + FILES_PER_WORKER * u64::from(workers);
+    let needed = files_for(workers);
     match getrlimit(Resource::Nofile).current {
         Some(files) if files < needed => {
             let message = format!(

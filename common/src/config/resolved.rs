@@ -78,13 +78,24 @@ impl Model {
     /// Parameters of all its networks.
     #[must_use]
     pub fn parameters(&self) -> u64 {
-        let specs = match self {
+        self.specs().iter().flatten().map(ParameterSpec::numel).sum()
+    }
+
+    /// Parameters whose moving average it keeps.
+    #[must_use]
+    pub fn averaged(&self) -> u64 {
+        let [made_by, _] = self.specs();
+        if self.averages() { made_by.iter().map(ParameterSpec::numel).sum() } else { 0 }
+    }
+
+    /// Those that make images, and those that judge them.
+    fn specs(&self) -> [Vec<ParameterSpec>; 2] {
+        match self {
             Self::ProGan(a) => [a.generator(), a.discriminator()],
             Self::Sngan(a) => [a.generator(), a.discriminator()],
             Self::CycleGan(a) => [a.generators(), a.discriminators()],
             Self::Pix2Pix(a) => [a.generator(), a.discriminator()],
-        };
-        specs.iter().flatten().map(ParameterSpec::numel).sum()
+        }
     }
 
     /// Numbers that its networks remember besides their parameters, with a global minibatch of so many samples.

@@ -11,8 +11,10 @@ mod judge;
 pub use error::TrustError;
 pub use judge::{Validity, causes, explain, words};
 
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
 use std::io::Read;
@@ -101,9 +103,7 @@ impl Credentials {
         let roots = authorities(&ca, &found.ca)?;
         let (chain, _) = own(&identity, &found.identity)?;
         judge::is_for(&identity, &chain[0], party, now)?;
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
-        let verifier = verifier.map_err(|error| TrustError::Malformed { file: ca.clone(), why: error.to_string() })?;
+        let verifier = verifier(&ca, roots)?;
         let at = UnixTime::since_unix_epoch(now.duration_since(UNIX_EPOCH).unwrap_or_default());
         // as the other side will: both parties' certificates are good for clients
         let vouched = verifier.verify_client_cert(&chain[0], &chain[1..], at);
@@ -132,16 +132,15 @@ impl Credentials {
     /// # Errors
     /// Certificate and key do not belong together, or the authorities are none.
     pub fn server(&self) -> Result<ServerConfig, TrustError> {
-        let malformed = |name: &str, why: String| TrustError::Malformed { file: self.folder.join(name), why };
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let roots = Arc::new(authorities(&self.folder.join(CA), &self.ca)?);
-        let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider.clone()).build();
-        let verifier = verifier.map_err(|error| malformed(CA, error.to_string()))?;
+        let malformed = |why: String| TrustError::Malformed { file: self.folder.join(IDENTITY), why };
+        let ca = self.folder.join(CA);
+        let verifier = verifier(&ca, authorities(&ca, &self.ca)?)?;
         let (chain, key) = own(&self.folder.join(IDENTITY), &self.identity)?;
-        let builder = ServerConfig::builder_with_provider(provider).with_protocol_versions(&[&rustls::version::TLS13]);
-        let builder = builder.map_err(|error| malformed(IDENTITY, error.to_string()))?;
+        let builder =
+            ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[&rustls::version::TLS13]);
+        let builder = builder.map_err(|error| malformed(error.to_string()))?;
         let config = builder.with_client_cert_verifier(verifier).with_single_cert(chain, key);
-        let mut config = config.map_err(|error| malformed(IDENTITY, error.to_string()))?;
+        let mut config = config.map_err(|error| malformed(error.to_string()))?;
         config.alpn_protocols = vec![ALPN.to_vec()];
         // a session that is resumed is not asked for its certificate again
         config.session_storage = Arc::new(NoServerSessionStorage {});
@@ -206,6 +205,16 @@ fn authorities(file: &Path, pem: &[u8]) -> Result<RootCertStore, TrustError> {
         roots.add(certificate).map_err(|error| malformed(error.to_string()))?;
     }
     if roots.is_empty() { Err(malformed("no certificate is in it".to_owned())) } else { Ok(roots) }
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+/// What lets those in for whom an authority of `roots` vouches.
+fn verifier(ca: &Path, roots: RootCertStore) -> Result<Arc<dyn ClientCertVerifier>, TrustError> {
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider()).build();
+    verifier.map_err(|error| TrustError::Malformed { file: ca.to_owned(), why: error.to_string() })
 }
 
 type Own = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);

@@ -1,7 +1,7 @@
 //! `coordinator doctor`: what would hinder a run on this machine, found before one begins, each with what to do about it.
 //!
-//! What is there is looked at here; what it means is judged in `judge.rs`, by functions that know no machine. Nothing is changed, but for an
-//! object in the store that is written and deleted again. Refuses to mend anything.
+//! What is there is looked at here; what it means is judged in `judge.rs`, by functions that know no machine. Nothing is changed, but for
+//! an object in the store and a file in each folder that are written and deleted again. Refuses to mend anything.
 
 mod judge;
 
