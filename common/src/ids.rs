@@ -18,6 +18,17 @@ pub struct Rank(pub u32);
 #[serde(transparent)]
 pub struct ImagesSeen(pub u64);
 
+/// Name of a worker process, unique for the run; it survives a broken connection.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct WorkerId(pub String);
+
+impl fmt::Display for WorkerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 impl ImagesSeen {
     /// The same count in thousands.
     #[must_use]

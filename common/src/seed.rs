@@ -42,6 +42,8 @@ pub enum Purpose {
     Pool = 14,
     /// Which activations are dropped.
     Dropout = 15,
+    /// How what D is shown is moved and resized.
+    Augment = 16,
 }
 
 /// The seed of all draws of training after its `draw`th new start: `seed` itself at first.

@@ -12,12 +12,13 @@ use crate::origin::{self, Overrides, Resume};
 use crate::plot::PlotArgs;
 use crate::report::ReportArgs;
 use crate::s3_args::S3Args;
+use crate::submit::{self, SubmitCommand};
 use crate::{checkpoints_cli, config_cli, credentials, doctor, plot, render, report, trained};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use common::exit::Exit;
 use common::families::elsewhere::Format;
 use rpc::operate_request::Command as Question;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -164,6 +165,9 @@ pub enum Command {
     /// Make, renew and show what machines of a run prove themselves with
     #[command(subcommand)]
     Credentials(CredentialsCommand),
+    /// Have a cluster's scheduler run a training
+    #[command(subcommand)]
+    Submit(SubmitCommand),
     /// Look for what would hinder a run on this machine, and say what to do about it
     Doctor(DoctorArgs),
     /// Check, show and explain experiment files
@@ -187,8 +191,12 @@ pub struct How {
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:0")]
     listen: SocketAddr,
     /// Address that workers from elsewhere are told, where it is another: every address is listened on, or something between rewrites them
-    #[arg(long, value_name = "HOST:PORT", value_parser = reachable)]
+    /// [default port: the one that is listened on]
+    #[arg(long, value_name = "HOST[:PORT]", value_parser = reachable)]
     advertise: Option<String>,
+    /// Write the address that workers from elsewhere are told into this file, once there is one
+    #[arg(long, value_name = "FILE")]
+    address_file: Option<PathBuf>,
     /// Folder that `coordinator credentials make` has made: connections are then encrypted, and both sides prove who they are
     #[arg(long, env = "GANFLEET_CREDENTIALS", value_name = "FOLDER")]
     credentials: Option<PathBuf>,
@@ -209,14 +217,25 @@ pub struct How {
     json: bool,
 }
 
-/// An address that others can be told.
+/// An address that others can be told, with a port or without.
 fn reachable(text: &str) -> Result<String, String> {
-    let wrong = || "expected HOST:PORT".to_owned();
-    let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
-    match (host, port.parse::<u16>()) {
-        ("" | "0.0.0.0" | "[::]", _) | (_, Err(_) | Ok(0)) => Err(wrong()),
+    let wrong = || "expected HOST or HOST:PORT ([IP]:PORT for IPv6)".to_owned();
+    if let Ok(ip) = text.parse::<IpAddr>() {
+        return if ip.is_unspecified() { Err(wrong()) } else { Ok(host_of(ip)) };
+    }
+    let (host, port) = match text.rsplit_once(':') {
+        Some((host, port)) => (host, port.parse::<u16>().map_err(|_| wrong())?),
+        None => (text, 1),
+    };
+    match (host, port) {
+        ("" | "0.0.0.0" | "[::]", _) | (_, 0) => Err(wrong()),
         _ => Ok(text.to_owned()),
     }
+}
+
+/// An IP as a host of HOST:PORT.
+fn host_of(ip: IpAddr) -> String {
+    if ip.is_ipv6() { format!("[{ip}]") } else { ip.to_string() }
 }
 
 /// A run on this machine.
@@ -241,6 +260,7 @@ impl From<How> for Options {
             local: how.local,
             listen: how.listen,
             advertise: how.advertise,
+            address_file: how.address_file,
             credentials: how.credentials,
             insecure: how.insecure,
             stop_deadline: Duration::from_secs(how.stop_deadline),
@@ -277,6 +297,7 @@ pub async fn run(command: Command) -> Result<Exit, Failure> {
         Command::Plot(args) => plot::plot(&args).await.map(|()| Exit::Ok),
         Command::Report(args) => report::report(&args).await.map(|()| Exit::Ok),
         Command::Checkpoints(command) => checkpoints_cli::run(&command, &mut std::io::stdout().lock()).await,
+        Command::Submit(command) => submit::submit(&command).await,
         Command::Doctor(args) => doctor::doctor(&args).await,
         Command::Credentials(command) => credentials::run(&command),
         Command::Config(command) => {
@@ -322,6 +343,8 @@ mod tests {
             "coordinator credentials renew secrets --authority",
             "coordinator doctor a.toml --workers 2 --listen [::1]:4000 --json",
             "coordinator launch a.toml --listen [::]:4000 --credentials secrets",
+            "coordinator launch a.toml --listen [::]:0 --credentials secrets --advertise fe80::1 --address-file here",
+            "coordinator submit slurm a.toml --nodes 4 --gpus-per-node 8 --time 1-0 --sbatch --mem=0 --dry-run",
             "coordinator report /runs/toy --json",
             "coordinator checkpoints ls /runs/toy --json",
         ] {
@@ -331,7 +354,9 @@ mod tests {
             "coordinator",
             "coordinator launch",
             "coordinator launch a --plain --json",
-            "coordinator launch a --advertise somewhere",
+            "coordinator launch a --advertise somewhere:0",
+            "coordinator launch a --advertise ::",
+            "coordinator submit slurm a.toml --nodes 0",
             "coordinator launch a --advertise 0.0.0.0:4000",
             "coordinator launch a --workers 0",
             "coordinator export /runs/toy --format pickle --out weights",

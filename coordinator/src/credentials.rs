@@ -22,6 +22,8 @@ use trust::{CA, IDENTITY, Party, TOKEN};
 pub(crate) const RENEW: &str = "coordinator credentials renew FOLDER, and give workers' machines their new folder";
 /// Folder of the authority, and its files.
 const AUTHORITY: &str = "authority";
+/// Days for which certificates are good, where nothing else is said.
+pub const DAYS: u32 = 365;
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// An authority outlives what it signs.
 const AUTHORITY_DAYS: u32 = 3650;
@@ -36,7 +38,7 @@ pub enum CredentialsCommand {
         /// Folder to make; it must not exist, or be empty
         folder: PathBuf,
         /// Days for which certificates are good
-        #[arg(long, default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=3650))]
+        #[arg(long, default_value_t = DAYS, value_parser = clap::value_parser!(u32).range(1..=3650))]
         days: u32,
     },
     /// Make new certificates in place of those in a folder. Coordinators and workers at work take them up by themselves
@@ -44,7 +46,7 @@ pub enum CredentialsCommand {
         /// Folder that `make` has made
         folder: PathBuf,
         /// Days for which the new certificates are good
-        #[arg(long, default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=3650))]
+        #[arg(long, default_value_t = DAYS, value_parser = clap::value_parser!(u32).range(1..=3650))]
         days: u32,
         /// A new authority too. The old one is trusted as well, and the coordinator's certificate stays: give workers their new folder, and
         /// then end the change with --forget
@@ -74,6 +76,22 @@ pub fn run(command: &CredentialsCommand) -> Result<Exit, Failure> {
 }
 
 fn make(folder: &Path, days: u32) -> Result<Exit, Failure> {
+    made(folder, days)?;
+    show(folder)?;
+    let here = folder.display();
+    line(&format!(
+        "the coordinator: coordinator launch FILE --listen ADDRESS:PORT --credentials {here}\n\
+         a worker's machine gets {here}/worker, and: worker join ADDRESS:PORT --credentials worker\n\
+         {here}/{AUTHORITY} stays here: who has it can make more"
+    ));
+    Ok(Exit::Ok)
+}
+
+/// Credentials for all in a folder that is not there yet.
+///
+/// # Errors
+/// It is there, or cannot be written.
+pub fn made(folder: &Path, days: u32) -> Result<(), Failure> {
     let occupied = std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some());
     if occupied || folder.is_file() {
         let message = format!("{} is there already: renew what is in it, or give another folder", folder.display());
@@ -94,14 +112,7 @@ fn make(folder: &Path, days: u32) -> Result<Exit, Failure> {
         store(&of.join(TOKEN), token.expose())?;
         store(&of.join(IDENTITY), &signed(party, &issuer, days)?)?;
     }
-    show(folder)?;
-    let here = folder.display();
-    line(&format!(
-        "the coordinator: coordinator launch FILE --listen ADDRESS:PORT --credentials {here}\n\
-         a worker's machine gets {here}/worker, and: worker join ADDRESS:PORT --credentials worker\n\
-         {here}/{AUTHORITY} stays here: who has it can make more"
-    ));
-    Ok(Exit::Ok)
+    Ok(())
 }
 
 fn renew(folder: &Path, days: u32, replace: bool, forget: bool) -> Result<Exit, Failure> {

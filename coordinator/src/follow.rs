@@ -6,12 +6,11 @@
 use crate::display::Display;
 use crate::driver::{Keep, Plan, tell};
 use crate::failure::Failure;
-use crate::invite::recipe;
+use crate::invite::{recipe, written};
 use crate::journal::{Header, Journal};
 use crate::launch::{
     BEAT_MAX, Options, Stage, close, drive, facts, fresh_name, hold, orphan_patience, policy, resume_command, suffering,
 };
-use crate::machine;
 use crate::origin::Target;
 use crate::records::Records;
 use crate::render::News;
@@ -65,11 +64,10 @@ pub(crate) async fn take_over(
     // as the one before said it, where this one listens at its place
     let kept = held.predecessor().0.and_then(|control| control.advertise);
     let kept = kept.filter(|_| predecessor.address == Some(address));
-    let advertise = options.advertise.clone().or(kept);
+    let advertise = options.advertise.as_ref().map(|_| options.public(address)).or(kept);
     let public = advertise.clone().unwrap_or_else(|| address.to_string());
     if address.ip().is_unspecified() && advertise.is_none() {
-        let message =
-            format!("--listen {address} is every address of this machine: name one with --advertise HOST:PORT");
+        let message = format!("--listen {address} is every address of this machine: name one with --advertise HOST");
         return Err(Failure::new(Exit::Usage, message));
     }
     let (tenure, epoch, nonce) = hold(run, leased, found.epoch, &public, policy.patience).await?;
@@ -79,6 +77,7 @@ pub(crate) async fn take_over(
     let newest = memory.newest.clone();
     let journal = Journal::begin(held.folder(), header, memory);
     let announced = held.announce(&address.to_string(), &run.url(), epoch, token, stage.credentials, advertise);
+    let announced = announced.and_then(|()| written(options.address_file.as_deref(), &public));
     let (name, url) = (run.name().to_owned(), run.url());
     let news = News::TakenOver { run: name, url, epoch, generation, workers: world, address: address.to_string() };
     tell(&mut records, stage.display, &news);
@@ -101,7 +100,7 @@ pub(crate) async fn take_over(
                 address,
                 (token, stage.credentials),
                 &held.control_file(),
-                machine::gpus(),
+                children::gpus::visible(),
                 &fresh_name()?,
             ),
             stage.chaos,

@@ -5,8 +5,8 @@
 use crate::admission::Token;
 use crate::failure::Failure;
 use crate::launch::Options;
-use crate::state::Held;
-use crate::supervisor::Recipe;
+use crate::state::{Held, write_private};
+use children::supervisor::Recipe;
 use common::exit::Exit;
 use coordinator_core::WorkerId;
 use std::net::SocketAddr;
@@ -37,7 +37,7 @@ pub(crate) fn places(local: u32, workers: u32, options: &Options) -> Result<(), 
     if local < workers && listen.ip().is_unspecified() && options.advertise.is_none() {
         let message = format!(
             "--listen {listen} is every address of this machine, and workers from elsewhere must be told one: name it with \
-             --advertise HOST:PORT"
+             --advertise HOST"
         );
         return Err(Failure::new(Exit::Usage, message));
     }
@@ -113,6 +113,13 @@ pub(crate) fn invitation(address: &str, credentials: Option<&Credentials>, held:
     }
 }
 
+/// Tells whoever started this coordinator, by a `file`, where workers from elsewhere reach it.
+pub(crate) fn written(file: Option<&Path>, public: &str) -> Result<(), Failure> {
+    let Some(file) = file else { return Ok(()) };
+    write_private(file, public.as_bytes())
+        .map_err(|error| Failure::new(Exit::Config, format!("--address-file {}: {error}", file.display())))
+}
+
 /// How workers of this run are started on this machine.
 pub(crate) fn recipe(
     worker: &Path,
@@ -142,6 +149,8 @@ pub(crate) fn recipe(
         .into_iter()
         .chain(folder)
         .collect(),
+        // they outlive a coordinator
+        leash: false,
     }
 }
 

@@ -10,20 +10,20 @@ use crate::door::Door;
 use crate::driver::{Drive, Driver, Keep, Plan, tell};
 use crate::failure::Failure;
 use crate::follow::take_over;
-use crate::invite::{credentials, inherited, invitation, places, recipe, token};
+use crate::invite::{credentials, inherited, invitation, places, recipe, token, written};
 use crate::journal::{Header, Journal};
 use crate::origin::{self, Origin, Overrides, Resume};
-use crate::outputs;
 use crate::prepare::{Prepared, prepare};
 use crate::records::Records;
 use crate::render::News;
 use crate::server::{self, Beats};
 use crate::state::{self, Held};
-use crate::supervisor::{Recipe, Supervisor};
 use crate::takeover::{self, Found};
 use crate::tenure::{self, Proof, Tenure};
 use crate::view::Facts;
 use crate::{machine, signals};
+use children::outputs;
+use children::supervisor::{Recipe, Supervisor};
 use common::config::resolved::{Backend, RunConfig};
 use common::exit::Exit;
 use common::ids::{Generation, ImagesSeen};
@@ -93,6 +93,8 @@ pub struct Options {
     pub listen: SocketAddr,
     /// Where it is reached, if elsewhere.
     pub advertise: Option<String>,
+    /// File that tells where it is reached.
+    pub address_file: Option<PathBuf>,
     /// Folder of the credentials of coordinator and workers.
     pub credentials: Option<PathBuf>,
     /// Allow listening beyond this machine without encryption.
@@ -108,7 +110,11 @@ pub struct Options {
 impl Options {
     /// Where workers from elsewhere reach a coordinator that listens at `address`.
     pub(crate) fn public(&self, address: SocketAddr) -> String {
-        self.advertise.clone().unwrap_or_else(|| address.to_string())
+        match &self.advertise {
+            None => address.to_string(),
+            Some(told) if told.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok()) => told.clone(),
+            Some(host) => format!("{host}:{}", address.port()),
+        }
     }
 }
 
@@ -310,8 +316,9 @@ async fn begin_and_drive(
     let leased = origin.create_only && !found.blind;
     let public = options.public(address);
     let (tenure, epoch, nonce) = hold(&origin.run, leased, found.epoch, &public, policy.patience).await?;
-    let advertise = options.advertise.clone();
+    let advertise = options.advertise.as_ref().map(|_| public.clone());
     held.announce(&address.to_string(), &origin.run.url(), epoch, token, stage.credentials, advertise)?;
+    written(options.address_file.as_deref(), &public)?;
 
     let begun = Entry::Begun { generation: origin.generation, went_back: Generation(0), newest: origin.resume.clone() };
     let header = Header::new(&origin.run.url(), (epoch, &nonce), (workers, local), &config);
@@ -344,7 +351,14 @@ async fn begin_and_drive(
         generation: origin.generation.max(records.ledger().last().unwrap_or_default()),
         resume: origin.resume.clone(),
         recipe: suffering(
-            recipe(worker, address, (token, stage.credentials), &held.control_file(), machine::gpus(), &fresh_name()?),
+            recipe(
+                worker,
+                address,
+                (token, stage.credentials),
+                &held.control_file(),
+                children::gpus::visible(),
+                &fresh_name()?,
+            ),
             stage.chaos,
             workers,
         )?,

@@ -11,7 +11,6 @@
 //! | [`prepare`](mod@prepare) | the data set, made ready by a child |
 //! | [`driver`], `wire` | the loop: one input, one step of the core, its actions performed; words to messages and back |
 //! | [`server`], [`admission`] | the gRPC server, and who may speak to it |
-//! | [`supervisor`], [`outputs`], [`lines`] | worker processes, and what they write |
 //! | [`journal`] | what a successor on this machine goes on from |
 //! | [`tenure`] | the run's lease in its store, against coordinators elsewhere |
 //! | [`takeover`], `follow` | finding a run at work whose coordinator is dead, and going on with it |
@@ -25,6 +24,7 @@
 //! | [`trained`] | what is done with trained networks: this process becomes a worker |
 //! | [`report`](mod@report) | where a run's time went |
 //! | [`s3_args`] | how a store is reached before a run's configuration is known |
+//! | [`submit`](mod@submit) | a training as a job of a cluster's scheduler |
 //! | [`doctor`](mod@doctor) | what would hinder a run on this machine |
 //! | [`config_cli`], [`checkpoints_cli`] | `config`: experiment files; `checkpoints`: what a run has stored |
 
@@ -43,11 +43,9 @@ mod follow;
 mod invite;
 pub mod journal;
 pub mod launch;
-pub mod lines;
 pub mod machine;
 pub mod operate;
 pub mod origin;
-pub mod outputs;
 pub mod plot;
 pub mod prepare;
 pub mod records;
@@ -57,7 +55,7 @@ pub mod s3_args;
 pub mod server;
 pub mod signals;
 pub mod state;
-pub mod supervisor;
+pub mod submit;
 pub mod takeover;
 pub mod tenure;
 pub mod trained;

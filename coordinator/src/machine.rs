@@ -1,4 +1,4 @@
-//! What this machine offers: its GPUs, its cores, and the worker binary beside this one.
+//! What this machine offers: its cores, open files, and the worker binary beside this one.
 
 use crate::failure::Failure;
 use common::exit::Exit;
@@ -8,27 +8,11 @@ use std::path::{Path, PathBuf};
 /// Environment variable that names the worker binary.
 pub const WORKER: &str = "GANFLEET_WORKER";
 
-/// Indices of the NVIDIA GPUs that this process may use.
+/// What this machine calls itself.
 #[must_use]
-pub fn gpus() -> Vec<u32> {
-    let names: Vec<String> = std::fs::read_dir("/dev")
-        .map(|entries| entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect())
-        .unwrap_or_default();
-    usable(&names, std::env::var("CUDA_VISIBLE_DEVICES").ok().as_deref())
-}
-
-/// GPUs among the names of devices, narrowed to those that `visible` lists, as CUDA itself would narrow them: the list
-/// ends at the first entry that is not an index of a GPU.
-fn usable(devices: &[String], visible: Option<&str>) -> Vec<u32> {
-    let number = |name: &String| name.strip_prefix("nvidia").and_then(|number| number.parse().ok());
-    let mut present: Vec<u32> = devices.iter().filter_map(number).collect();
-    present.sort_unstable();
-    match visible {
-        None => present,
-        Some(list) => {
-            list.split(',').map_while(|entry| entry.trim().parse().ok().filter(|gpu| present.contains(gpu))).collect()
-        }
-    }
+pub fn host() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    Some(name.trim().to_owned()).filter(|name| !name.is_empty()).unwrap_or_else(|| "unknown".into())
 }
 
 /// Cores that this process may use.
@@ -109,16 +93,6 @@ pub fn worker_binary() -> Result<PathBuf, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_numbered_devices_are_gpus_and_the_environment_narrows_them() {
-        let devices = ["nvidia1", "nvidia0", "nvidiactl", "nvidia-uvm", "null", "nvidia10"].map(str::to_owned);
-        assert_eq!(usable(&devices, None), [0, 1, 10]);
-        assert_eq!(usable(&devices, Some("10, 0")), [10, 0]);
-        assert_eq!(usable(&devices, Some("1,7,0")), [1]);
-        assert_eq!(usable(&devices, Some("")), [] as [u32; 0]);
-        assert_eq!(usable(&[], Some("0")), [] as [u32; 0]);
-    }
 
     #[test]
     fn the_number_of_workers() {

@@ -20,16 +20,20 @@ const DEADLINE: Duration = Duration::from_secs(10);
 /// There is no coordinator, or it does not answer.
 pub async fn operate(run: &str, command: Command) -> Result<Status, Failure> {
     let (control, token) = state::find(&state::home()?, run)?;
+    let on = if control.is_elsewhere() { format!(" on {}", control.host) } else { String::new() };
     let broken = |what: String| {
         let advice = trust::explain(&what).map_or_else(String::new, |advice| format!(". {advice}"));
-        let message =
-            format!("the coordinator of `{run}` (process {}) at {}: {what}{advice}", control.pid, control.address);
+        let message = format!(
+            "the coordinator of `{run}` (process {}{on}) at {}: {what}{advice}",
+            control.pid,
+            control.reached()
+        );
         Failure::new(Exit::Network, message)
     };
     let read = |folder: &std::path::PathBuf| Credentials::read(folder, Party::Coordinator, SystemTime::now());
     let credentials = control.credentials.as_ref().map(read).transpose();
     let credentials = credentials.map_err(|error| Failure::new(Exit::Config, error))?;
-    match timeout(DEADLINE, ask(&control.address, token.expose(), credentials.as_ref(), command)).await {
+    match timeout(DEADLINE, ask(control.reached(), token.expose(), credentials.as_ref(), command)).await {
         Ok(answer) => answer.map_err(broken),
         Err(_) => Err(broken(format!("no answer within {} s", DEADLINE.as_secs()))),
     }

@@ -241,7 +241,7 @@ fn load(file: PathBuf, overrides: &Overrides) -> Result<Experiment, Failure> {
 /// How many workers to start on this machine.
 #[must_use]
 pub fn workers(overrides: &Overrides, config: &RunConfig) -> u32 {
-    let gpus = u32::try_from(crate::machine::gpus().len()).unwrap_or(u32::MAX);
+    let gpus = u32::try_from(children::gpus::visible().len()).unwrap_or(u32::MAX);
     crate::machine::workers(overrides.workers, config.cluster.workers, gpus, crate::machine::cores())
 }
 

@@ -6,14 +6,13 @@
 use crate::display::Display;
 use crate::driver::tell;
 use crate::failure::Failure;
-use crate::lines::{Level, Splitter, level, message, printable};
 use crate::records::Records;
 use crate::render::News;
+use children::lines::{Level, Splitter, level, message, printable};
 use common::exit::Exit;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use serde::Deserialize;
-use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -137,10 +136,7 @@ pub async fn prepare(
             Err(Failure::new(Exit::Internal, "the worker prepared the data set without saying what is in it"))
         }
         (false, _) => {
-            let how = match (status.code(), status.signal()) {
-                (Some(code), _) => coordinator_core::ExitStatus::Code(code),
-                (None, signal) => coordinator_core::ExitStatus::Signal(signal.unwrap_or_default()),
-            };
+            let how = children::supervisor::ended(status);
             let exit =
                 status.code().and_then(Exit::from_code).filter(|exit| *exit != Exit::Ok).unwrap_or(Exit::Internal);
             let why = last_error.map_or(String::new(), |line| format!(": {}", printable(&line)));

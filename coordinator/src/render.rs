@@ -3,9 +3,9 @@
 //! Pure functions of a [`News`] or a [`Status`]; where the text goes is [`crate::display`]'s business. The names of the JSON
 //! events and their fields are stable: scripts depend on them.
 
-use crate::lines::Level;
 use crate::report;
 use crate::view::{Status, Worker};
+use children::lines::Level;
 use common::exit::Exit;
 use common::ledger::Ledger;
 use common::metrics::{Quality, Tick, Verdict, names};

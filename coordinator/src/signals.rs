@@ -1,6 +1,7 @@
 //! The operator's interrupts: SIGINT, SIGTERM and SIGHUP, one message each, in the order in which they come.
 //!
-//! A SIGHUP that is ignored already stays so: that is what `nohup` is for.
+//! A SIGTERM or SIGHUP that is repeated says nothing new: schedulers send it to a job's script and to all that it started, which hand it
+//! on. Whoever presses Ctrl-C again means it. A SIGHUP that is ignored already stays so: that is what `nohup` is for.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
@@ -10,23 +11,25 @@ use tokio::sync::mpsc;
 /// # Errors
 /// The operating system refuses.
 pub fn catch() -> std::io::Result<mpsc::Receiver<()>> {
-    let mut kinds: Vec<Signal> = Vec::new();
+    let mut kinds: Vec<(SignalKind, Signal)> = Vec::new();
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
         if kind != SignalKind::hangup() || !is_ignored(&status, kind) {
-            kinds.push(signal(kind)?);
+            kinds.push((kind, signal(kind)?));
         }
     }
     // more than two say nothing new
     let (sender, receiver) = mpsc::channel(2);
-    for mut kind in kinds {
+    for (kind, mut signals) in kinds {
         let sender = sender.clone();
         tokio::spawn(async move {
-            while kind.recv().await.is_some() {
-                if sender.send(()).await.is_err() {
-                    return;
+            while signals.recv().await.is_some() {
+                if sender.send(()).await.is_err() || kind != SignalKind::interrupt() {
+                    break;
                 }
             }
+            // caught for ever: the system's own answer would be death
+            while signals.recv().await.is_some() {}
         });
     }
     Ok(receiver)

@@ -5,7 +5,8 @@
 
 use crate::admission::Token;
 use crate::failure::Failure;
-use crate::outputs;
+use crate::machine;
+use children::outputs;
 use common::exit::Exit;
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions, TryLockError};
@@ -41,6 +42,24 @@ pub struct Control {
     /// Where workers from elsewhere reach it, if that is another address.
     #[serde(default)]
     pub advertise: Option<String>,
+    /// What its machine calls itself: the folder may lie where several see it.
+    #[serde(default)]
+    pub host: String,
+}
+
+impl Control {
+    /// Whether it is another machine's.
+    #[must_use]
+    pub fn is_elsewhere(&self) -> bool {
+        !self.host.is_empty() && self.host != machine::host()
+    }
+
+    /// Where it is reached from this machine.
+    #[must_use]
+    pub fn reached(&self) -> &str {
+        let told = self.advertise.as_deref().filter(|_| self.is_elsewhere());
+        told.unwrap_or(&self.address)
+    }
 }
 
 /// The folder of all runs: `$XDG_STATE_HOME/ganfleet`, else `~/.local/state/ganfleet`.
@@ -144,6 +163,7 @@ impl Held {
             epoch,
             credentials: credentials.map(|credentials| credentials.folder().to_owned()),
             advertise,
+            host: machine::host(),
         };
         let text = serde_json::to_string_pretty(&control)
             .map_err(|error| Failure::new(Exit::Internal, format!("the address cannot be written down: {error}")))?;
@@ -169,7 +189,7 @@ impl Drop for Held {
     }
 }
 
-/// How to reach the coordinator of `run` on this machine.
+/// How to reach the coordinator of `run` on this machine, or on one that shares its folder of runs.
 ///
 /// # Errors
 /// There is none at work; a folder that a dead one left is recognised.
@@ -184,11 +204,18 @@ pub fn find(home: &Path, run: &str) -> Result<(Control, Token), Failure> {
     }
     let Ok(lock) = OpenOptions::new().read(true).write(true).open(folder.join(LOCK)) else { return Err(none("")) };
     let control = read_control(&folder);
+    let secret = || read_small(&folder.join(TOKEN)).map(|text| Token::from_text(&text));
+    // neither its lock nor its process need be seen from here
+    if let Some(control) = control.clone().filter(Control::is_elsewhere)
+        && let Some(token) = secret()
+    {
+        return Ok((control, token));
+    }
     if lock.try_lock().is_ok() {
         let gone = |control: Control| format!("; its last one, process {}, has ended without a farewell", control.pid);
         return Err(none(&control.map(gone).unwrap_or_default()));
     }
-    let token = read_small(&folder.join(TOKEN)).map(|text| Token::from_text(&text));
+    let token = secret();
     // what a dead one has left is not yet replaced by the one that takes over
     let control = control.filter(|control| Path::new("/proc").join(control.pid.to_string()).exists());
     control.zip(token).ok_or_else(|| none(" yet: one is starting or ending; try again"))

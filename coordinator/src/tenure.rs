@@ -8,6 +8,7 @@
 use crate::admission::Token;
 use crate::display::Display;
 use crate::failure::Failure;
+use crate::machine;
 use crate::operate::ask;
 use crate::render::News;
 use common::exit::Exit;
@@ -235,7 +236,7 @@ pub async fn take(run: &Run, last: u64, address: &str, pulse: Duration) -> Resul
     let lease = Lease {
         epoch: last + 1,
         nonce: fresh_nonce()?,
-        host: host(),
+        host: machine::host(),
         pid: std::process::id(),
         address: address.to_owned(),
         started,
@@ -246,13 +247,6 @@ pub async fn take(run: &Run, last: u64, address: &str, pulse: Duration) -> Resul
         Err(LeaseError::Taken(held)) => Err(at_work(run, &held, Exit::Network)),
         Err(LeaseError::Storage(error)) => Err(error.into()),
     }
-}
-
-/// Name of this machine.
-#[must_use]
-pub fn host() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    Some(name.trim().to_owned()).filter(|name| !name.is_empty()).unwrap_or_else(|| "unknown".into())
 }
 
 /// What is known of whoever coordinated the run last, on any machine.
@@ -325,7 +319,7 @@ pub async fn holder(
 /// Whether the holder of a lease answers where it says that it listens.
 async fn answers(run: &Run, lease: &Lease, proof: Proof<'_>) -> bool {
     let loopback = lease.address.parse().is_ok_and(|address: std::net::SocketAddr| address.ip().is_loopback());
-    let Some(token) = proof.token.filter(|_| !loopback || lease.host == host()) else { return false };
+    let Some(token) = proof.token.filter(|_| !loopback || lease.host == machine::host()) else { return false };
     let question = rpc::operate_request::Command::Status(rpc::StatusQuestion {});
     // another run's coordinator may have got the address
     let asked = ask(&lease.address, token.expose(), proof.credentials, question);

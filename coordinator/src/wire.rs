@@ -94,7 +94,7 @@ fn seconds(seconds: f64) -> Duration {
 /// The printable characters of a text, at most so many.
 #[must_use]
 pub fn cut(text: &str, characters_max: usize) -> String {
-    crate::lines::printable(text).chars().take(characters_max).collect()
+    children::lines::printable(text).chars().take(characters_max).collect()
 }
 
 #[cfg(test)]

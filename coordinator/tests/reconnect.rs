@@ -1,6 +1,7 @@
 //! A worker behind a network that breaks: it comes back to its place, and nothing it reported is lost or counted twice.
 
 use agent::{Agent, JoinInfo, Next, Reach, Stored, Trouble};
+use children::supervisor::{Recipe, Supervisor};
 use common::config::resolved::{RunConfig, S3};
 use common::exit::Exit;
 use common::ids::{Generation, ImagesSeen};
@@ -11,7 +12,6 @@ use coordinator::driver::{Drive, Driver, Keep, Plan};
 use coordinator::journal::{Header, Journal};
 use coordinator::records::Records;
 use coordinator::server::{self, Beats};
-use coordinator::supervisor::{Recipe, Supervisor};
 use coordinator::tenure::Tenure;
 use coordinator::view::Facts;
 use coordinator_core::{Memory, OnLoss, Outcome, Policy, Reason, WorkerId};
@@ -118,6 +118,7 @@ async fn drive(folder: &Path, run: Run, records: &mut Records) -> Outcome {
             program: "/nowhere".into(),
             arguments: Vec::new(),
             environment: Vec::new(),
+            leash: false,
         },
         resume_with: String::new(),
         token: Token::from_text("secret"),

@@ -16,6 +16,7 @@ pub mod processes;
 pub mod python;
 pub mod relay;
 pub mod s3;
+pub mod slurm;
 pub mod sources;
 
 use std::path::Path;

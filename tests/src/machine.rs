@@ -161,6 +161,22 @@ impl Machine {
         Answer { code, stdout: stdout.join().expect("a reader"), stderr: child.stderr() }
     }
 
+    /// Runs another program, `line[0]`, to its end.
+    ///
+    /// # Panics
+    /// When it cannot be started or does not end.
+    pub fn run_tool(&self, line: &[&str]) -> Answer {
+        let mut command = self.program(Path::new(line[0]), &line[1..]);
+        command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+        // one that goes on in the background may keep what it was given
+        let output = tempfile::NamedTempFile::new_in(&self.folder).expect("a file");
+        let errors = tempfile::NamedTempFile::new_in(&self.folder).expect("a file");
+        command.stdout(output.reopen().expect("a file")).stderr(errors.reopen().expect("a file"));
+        let code = Watched::start(&mut command).end(PATIENCE);
+        let text = |file: &Path| std::fs::read_to_string(file).unwrap_or_default();
+        Answer { code, stdout: text(output.path()), stderr: text(errors.path()) }
+    }
+
     /// Starts `coordinator launch toy.toml --json` with more arguments.
     pub fn launch(&self, arguments: &[&str]) -> Launched<'_> {
         Launched::start(self, &mut self.command(&[&["launch", "toy.toml", "--json"], arguments].concat()))

@@ -12,6 +12,7 @@ use crate::gpus;
 use crate::images::Images;
 use crate::input::Input;
 use crate::models;
+use crate::node::LEASH;
 use crate::outputs::Outputs;
 use crate::ranks::Ranks;
 use crate::run::{self, Parts};
@@ -81,6 +82,9 @@ pub fn join(
     let writer = info.worker_id.clone();
     let (agent, config) = Agent::connect(reach, info, PATIENCE)?;
     heed_notice(agent.notice())?;
+    if std::env::var_os(LEASH).is_some() {
+        heed_leash(agent.notice())?;
+    }
     let ended = Worker::prepare(&agent, config, listener, writer, device).and_then(|worker| worker.serve(&agent));
     match ended {
         Ok((exit, message)) => {
@@ -383,6 +387,21 @@ fn heed_notice(notice: Notice) -> Result<(), Failure> {
         });
     };
     std::thread::Builder::new().name("notice".into()).spawn(listen).map_err(failed)?;
+    Ok(())
+}
+
+/// The end of standard input is the end of the node that started this worker: it leaves as if it had been told to.
+fn heed_leash(notice: Notice) -> Result<(), Failure> {
+    let failed = |error| Failure::Io { doing: "watch standard input".to_owned(), error };
+    let watch = move || {
+        // nobody writes there
+        let _end = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        tracing::info!("the node that started this worker is gone: leaving as soon as the others can do without it");
+        if !notice.give() {
+            std::process::exit(Exit::Interrupted as i32);
+        }
+    };
+    std::thread::Builder::new().name("leash".into()).spawn(watch).map_err(failed)?;
     Ok(())
 }
 

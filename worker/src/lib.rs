@@ -20,6 +20,7 @@ pub mod input;
 pub mod join;
 mod limits;
 pub mod models;
+pub mod node;
 pub mod optimizer;
 pub mod outputs;
 pub mod parameters;

@@ -10,7 +10,9 @@ use native::cuda;
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 use worker::failure::Failure;
+use worker::node::{self, Node};
 use worker::{doctor, environment, export, import, join, prepare, sample, translate};
 
 #[derive(Parser)]
@@ -34,6 +36,26 @@ enum Command {
         /// Where they reach it instead, if something between rewrites addresses.
         #[arg(long, value_name = "IP:PORT", requires = "listen")]
         advertise: Option<SocketAddr>,
+    },
+    /// Run all workers of this machine for the coordinator at ADDRESS (HOST:PORT): one for each GPU. One that fails is started anew. The
+    /// token is read from GANFLEET_TOKEN, else from the credentials.
+    Node {
+        address: String,
+        /// Folder of the workers' credentials.
+        #[arg(long, env = "GANFLEET_CREDENTIALS", value_name = "FOLDER")]
+        credentials: Option<PathBuf>,
+        /// Address of this machine where the other workers reach these [default: the one that leads to the coordinator]
+        #[arg(long, value_name = "IP")]
+        listen: Option<IpAddr>,
+        /// How many [default: one for each GPU, else one].
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
+        workers: Option<u32>,
+        /// A place whose workers have failed for so long is given up.
+        #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(0..=86_400))]
+        patience: u64,
+        /// Seconds that workers have for leaving after SIGTERM or SIGINT; a second SIGINT ends them at once.
+        #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+        grace: u64,
     },
     /// Say what this program finds on this machine, as JSON: libraries, GPUs, places.
     Doctor,
@@ -117,6 +139,10 @@ fn main() {
         Command::Join { address, credentials, listen, advertise } => {
             let token = std::env::var("GANFLEET_TOKEN").unwrap_or_default().trim().to_owned();
             join::join(Reach { address, token, credentials }, listen, advertise, &cuda)
+        }
+        Command::Node { address, credentials, listen, workers, patience, grace } => {
+            let (patience, grace) = (Duration::from_secs(patience), Duration::from_secs(grace));
+            node::node(&Node { address, credentials, listen, workers, patience, grace })
         }
         Command::Doctor => doctor::say(&cuda).map(|()| Exit::Ok),
         Command::Prepare => prepare::from_stdin().map(|()| Exit::Ok),

@@ -96,6 +96,7 @@ impl Check<'_> {
             upscale: self.need("model.upscale", raw.upscale, cyclegan::Upscale::Transposed),
             residual: self.need("model.residual", raw.residual, false),
             average: self.need("model.average", raw.average, false),
+            augment: self.need("model.augment", raw.augment, 0.0),
         }
     }
 

@@ -147,6 +147,10 @@ pub struct RawCycleGan {
     pub residual: Option<bool>,
     /// Whether a moving average of the generators is kept. It then makes the images that people see, and those that are judged.
     pub average: Option<bool>,
+    /// Chance with which an image is moved, and with which it is resized, before a discriminator sees it, real or made. 0 shows them as
+    /// they are.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub augment: Option<f64>,
 }
 
 /// Keys of `family = "pix2pix"`.

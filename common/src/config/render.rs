@@ -179,6 +179,7 @@ fn cyclegan(model: &cyclegan::Architecture) -> RawCycleGan {
         upscale: Some(model.upscale),
         residual: Some(model.residual),
         average: Some(model.average),
+        augment: Some(model.augment),
     }
 }
 

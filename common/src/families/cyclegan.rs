@@ -56,6 +56,9 @@ pub struct Architecture {
     /// Whether a moving average of the generators is kept, which then makes the images that people see.
     #[serde(default)]
     pub average: bool,
+    /// Chance with which an image is moved, and with which it is resized, before a discriminator sees it.
+    #[serde(default)]
+    pub augment: f64,
 }
 
 /// What a generator of the authors has, and one of which nothing is said.
@@ -220,6 +223,7 @@ mod tests {
             upscale: Upscale::Transposed,
             residual: false,
             average: false,
+            augment: 0.0,
         }
     }
 

@@ -6,66 +6,17 @@ use crate::journal::Entry;
 use crate::reason::{Reason, Refusal};
 use crate::verdict::Outcome;
 use common::checkpoint::ManifestKey;
+pub use common::exit::ExitStatus;
+pub use common::ids::WorkerId;
 use common::ids::{Generation, ImagesSeen, Rank};
 use serde::{Deserialize, Serialize};
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
-
-/// Name of a worker process, unique for the run; it survives a broken connection.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct WorkerId(pub String);
-
-impl fmt::Display for WorkerId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
 
 /// One stream of one worker. A worker that reconnects gets a new one; what still arrives on the old one is ignored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct SessionId(pub u64);
-
-/// How a child process ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ExitStatus {
-    /// It exited with this code.
-    Code(i32),
-    /// This signal ended it.
-    Signal(i32),
-    /// Nobody learned it: another coordinator had started it.
-    Unknown,
-}
-
-impl fmt::Display for ExitStatus {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Code(code) => write!(f, "exit code {code}"),
-            Self::Unknown => f.write_str("in a way that only its parent could learn"),
-            Self::Signal(9) => f.write_str("signal 9, SIGKILL: from outside, possibly because memory ran out"),
-            Self::Signal(signal) => match signal_name(*signal) {
-                Some(name) => write!(f, "signal {signal}, {name}"),
-                None => write!(f, "signal {signal}"),
-            },
-        }
-    }
-}
-
-fn signal_name(signal: i32) -> Option<&'static str> {
-    Some(match signal {
-        2 => "SIGINT",
-        4 => "SIGILL: this processor lacks an instruction that the build uses",
-        6 => "SIGABRT",
-        7 => "SIGBUS",
-        8 => "SIGFPE",
-        11 => "SIGSEGV",
-        15 => "SIGTERM",
-        _ => return None,
-    })
-}
 
 /// A committed checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

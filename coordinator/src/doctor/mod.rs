@@ -148,7 +148,7 @@ async fn look(args: &DoctorArgs) -> Vec<Finding> {
         None => None,
     };
     let config = config.as_ref();
-    let gpus = machine::gpus();
+    let gpus = children::gpus::visible();
     let configured = config.map_or(0, |config| config.cluster.workers);
     let workers = machine::workers(args.workers, configured, gpus.len() as u32, machine::cores());
 

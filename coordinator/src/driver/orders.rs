@@ -5,7 +5,8 @@ use crate::render::News;
 use crate::tenure::Bequest;
 use crate::wire::{self, Places};
 use common::ledger;
-use coordinator_core::{Action, Assignment, Entry, Event, Reason, SessionId, WorkerId, judge, record};
+use coordinator_core::{Action, Assignment, Entry, Event, Force, Reason, SessionId, WorkerId, judge, record};
+use nix::sys::signal::Signal;
 use rpc::to_worker;
 use std::collections::VecDeque;
 use tokio::time::Instant;
@@ -88,7 +89,13 @@ impl Driver<'_> {
                 self.send(session, to_worker::Body::Refused(wire::refused(&refusal)));
                 self.sessions.remove(&session);
             }
-            Action::Kill { worker, force } => self.supervisor.kill(&worker, force),
+            Action::Kill { worker, force } => {
+                let signal = match force {
+                    Force::Term => Signal::SIGTERM,
+                    Force::Kill => Signal::SIGKILL,
+                };
+                self.supervisor.signal(&worker, signal);
+            }
             Action::Report(reason) => self.report(reason),
             // taken from the cluster by `finish`
             Action::Finish(_) => {}

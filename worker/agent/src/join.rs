@@ -77,15 +77,21 @@ pub struct JoinInfo {
     pub device: String,
 }
 
+/// What this machine calls itself.
+#[must_use]
+pub fn host() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map(|name| name.trim().to_owned())
+        .unwrap_or_else(|_| "unknown".into())
+}
+
 impl JoinInfo {
     /// Speaks for this process. The name is the one that the coordinator gave in `GANFLEET_WORKER_ID`, else host and
     /// process id; `build` is `env!("CARGO_PKG_VERSION")` of the worker.
     #[must_use]
     pub fn of_this_process(build: &str, peer_address: &str, device: &str) -> Self {
         let pid = std::process::id();
-        let host = std::fs::read_to_string("/proc/sys/kernel/hostname")
-            .map(|name| name.trim().to_owned())
-            .unwrap_or_else(|_| "unknown".into());
+        let host = host();
         let given = std::env::var(WORKER_ID).ok().filter(|id| !id.is_empty());
         let worker_id = given.unwrap_or_else(|| format!("{host}-{pid}"));
         let (build, peer_address, device) = (build.to_owned(), peer_address.to_owned(), device.to_owned());

@@ -14,7 +14,7 @@ mod session;
 mod shared;
 
 pub use error::AgentError;
-pub use join::{Assignment, JoinInfo, Reach};
+pub use join::{Assignment, JoinInfo, Reach, host};
 pub use lookup::{CONTROL, Seat};
 pub use worker_core::{Activity, Commands, Progress, Trouble, heartbeat};
 

@@ -21,6 +21,7 @@
 //! | [`agreement`] | whose state the ranks of a generation go on from |
 //! | [`flags`] | what ranks tell each other with every step, and what follows from the sum |
 //! | [`ending`] | what follows when a generation ends for a worker |
+//! | [`restarts`] | what a node does when one of its workers has ended |
 
 pub mod agreement;
 pub mod away;
@@ -28,6 +29,7 @@ pub mod ending;
 pub mod flags;
 pub mod outbox;
 pub mod place;
+pub mod restarts;
 pub mod standing;
 
 pub use agreement::{Agreement, agree};

@@ -7,6 +7,7 @@
 //!
 //! Instance norm knows one sample only, so passes of several images through one network are made as one.
 
+use super::augment::augmented;
 use super::blocks::{Conv, instance_norm, l1, range, reflect, single};
 use super::patchgan::Judge;
 use super::{Batch, Draw, GanModel, Loss, Phase, Role, Translator, Whole, mean};
@@ -164,8 +165,10 @@ impl CycleGan {
         let back_b = a2b.forward(&fake_a);
 
         let mean = |of_each: &Tensor| mean(of_each, batch);
-        let gan_a2b = mean(&judge_b.distance(&judge_b.score(&fake_b), true));
-        let gan_b2a = mean(&judge_a.distance(&judge_a.score(&fake_a), true));
+        let [seen_a, seen_b] =
+            [(&fake_a, Seen::ByG(0)), (&fake_b, Seen::ByG(1))].map(|(fake, by)| self.seen(fake, by, batch, draw));
+        let gan_a2b = mean(&judge_b.distance(&judge_b.score(&seen_b), true));
+        let gan_b2a = mean(&judge_a.distance(&judge_a.score(&seen_a), true));
         let (cycle_a, cycle_b) = (mean(&l1(&back_a, &real_a)), mean(&l1(&back_b, &real_b)));
         let mut objective = &gan_a2b + &gan_b2a + &cycle_a * a.lambda_a + &cycle_b * a.lambda_b;
         let mut statistics = vec![
@@ -198,7 +201,7 @@ impl CycleGan {
         let made = there.forward(&if identity { Tensor::cat(&[&from, &to], 0) } else { from.shallow_clone() });
         let fake = made.narrow(0, 0, n);
         let mean = |of_each: &Tensor| mean(of_each, batch);
-        let gan = mean(&judge.distance(&judge.score(&fake), true));
+        let gan = mean(&judge.distance(&judge.score(&self.seen(&fake, Seen::ByG(1 - way), batch, draw)), true));
         let cycle = mean(&l1(&back.forward(&fake), &from));
         let mut objective = &gan + &cycle * here;
         let mut statistics = vec![(names[0], gan.detach()), (names[1], cycle.detach())];
@@ -220,7 +223,9 @@ impl CycleGan {
         let (mut losses, mut statistics) = (Vec::new(), Vec::new());
         for (domain, real) in reals(batch, draw).iter().enumerate() {
             let shown = self.shown(domain).narrow(0, i64::from(batch.samples.start), batch.len());
-            let errors = self.judges[domain].errors(real, &shown, domain, batch, draw);
+            let real = self.seen(real, Seen::Real(domain), batch, draw);
+            let shown = self.seen(&shown, Seen::Made(domain), batch, draw);
+            let errors = self.judges[domain].errors(&real, &shown, domain, batch, draw);
             let [loss, of_real, of_fake] = errors.map(|errors| mean(&errors, batch));
             let (name, on_real, on_fake) = names[domain];
             statistics.extend([(name, loss.detach()), (on_real, of_real), (on_fake, of_fake)]);
@@ -229,6 +234,11 @@ impl CycleGan {
         let objective = &losses[0] + &losses[1];
         statistics.push(("loss/d", objective.detach()));
         Loss { objective, statistics, handed: None }
+    }
+
+    /// `images` as a discriminator sees them.
+    fn seen(&self, images: &Tensor, seen: Seen, batch: &Batch, draw: &Draw) -> Tensor {
+        augmented(images, self.architecture.augment, seen.number(), batch, draw)
     }
 
     /// The images of `domain` that D is shown in its next step, in the order of the global minibatch.
@@ -264,6 +274,26 @@ impl CycleGan {
                 }
             }
         }
+    }
+}
+
+/// Which images of which domain a discriminator sees: those that G is judged by, or those that D learns from.
+#[derive(Clone, Copy)]
+enum Seen {
+    ByG(usize),
+    Real(usize),
+    Made(usize),
+}
+
+impl Seen {
+    /// Of its stream of random numbers.
+    fn number(self) -> u64 {
+        let (kind, domain) = match self {
+            Self::ByG(domain) => (0, domain),
+            Self::Real(domain) => (1, domain),
+            Self::Made(domain) => (2, domain),
+        };
+        (kind * DOMAINS.len() + domain) as u64
     }
 }
 

@@ -3,6 +3,7 @@
 //! The trainer never says "generator": a family is its list of phases. Losses are sums over the samples given, divided by
 //! the *global* minibatch, so that the sum over all workers is the loss of the whole minibatch, however it is dealt.
 
+mod augment;
 pub mod blocks;
 pub mod cyclegan;
 pub mod patchgan;

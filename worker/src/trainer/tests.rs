@@ -96,7 +96,7 @@ fn sparing(determinism: &str) -> RunConfig {
     let mut config = cyclegan(determinism);
     config.train.save_memory = true;
     let Model::CycleGan(architecture) = &mut config.model else { unreachable!("it was said") };
-    (architecture.average, architecture.upscale) = (true, Upscale::Nearest);
+    (architecture.average, architecture.upscale, architecture.augment) = (true, Upscale::Nearest, 0.6);
     config.train.ema = Ema::Decay(0.9);
     config
 }

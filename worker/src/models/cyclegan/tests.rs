@@ -32,6 +32,7 @@ fn architecture() -> Architecture {
         upscale: Upscale::Transposed,
         residual: false,
         average: false,
+        augment: 0.0,
     }
 }
 

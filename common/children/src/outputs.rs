@@ -5,7 +5,7 @@
 
 use crate::lines::{Level, Splitter, level, message, written_level};
 use crate::supervisor::ChildEvent;
-use coordinator_core::WorkerId;
+use common::ids::WorkerId;
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};

@@ -1,13 +1,14 @@
 //! Worker processes of this machine: started in groups of their own, read line by line, watched to their end, and ended by
 //! force on order. Also those that another coordinator had started.
 //!
-//! It never decides when: that is the cluster's. A signal from the terminal reaches the coordinator only, because every
+//! It never decides when: that is its owner's. A signal from the terminal reaches the owner only, because every
 //! worker leads its own process group. What a worker writes goes into a file, from which it is read: so nothing is lost
 //! while no coordinator lives, and a successor reads on where the last one stopped.
 
 use crate::lines::Level;
 use crate::outputs::{Files, LastWords, marked, read, read_file};
-use coordinator_core::{ExitStatus, Force, WorkerId};
+use common::exit::ExitStatus;
+use common::ids::WorkerId;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -19,7 +20,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -42,8 +43,10 @@ pub struct Recipe {
     pub program: PathBuf,
     /// Its arguments. Never a secret: they are public on a machine.
     pub arguments: Vec<String>,
-    /// Its environment, on top of the coordinator's.
+    /// Its environment, on top of the owner's.
     pub environment: Vec<(String, String)>,
+    /// Whether its standard input stays open while the owner lives, so that its end is the owner's.
+    pub leash: bool,
 }
 
 impl Recipe {
@@ -91,6 +94,8 @@ pub enum ChildEvent {
 #[derive(Debug)]
 struct Process {
     pid: Pid,
+    /// Open while this process lives.
+    _leash: Option<ChildStdin>,
     /// Another coordinator had started it: its number may be another's as soon as it ends.
     adopted: bool,
     /// How far its lines are kept.
@@ -130,14 +135,16 @@ impl Supervisor {
         let mut child = Command::new(&recipe.program)
             .args(&recipe.arguments)
             .envs(recipe.environment.iter().map(|(key, value)| (key, value)))
-            .stdin(Stdio::null())
+            .stdin(if recipe.leash { Stdio::piped() } else { Stdio::null() })
             .stdout(stdout)
             .stderr(stderr)
             .process_group(0)
             .spawn()?;
         let gone = || std::io::Error::other("the process was gone at once");
         let pid = child.id().ok_or_else(gone)?;
-        let process = Process { pid: Pid::from_raw(pid.cast_signed()), adopted: false, mark: files.mark().ok() };
+        let pid_of_group = Pid::from_raw(pid.cast_signed());
+        let process =
+            Process { pid: pid_of_group, _leash: child.stdin.take(), adopted: false, mark: files.mark().ok() };
         self.alive.insert(recipe.worker.clone(), process);
         let (ended, has_ended) = watch::channel(false);
         let mut readers = JoinSet::new();
@@ -160,7 +167,7 @@ impl Supervisor {
         let mark = files.mark().ok();
         let begin = mark.as_ref().map_or(0, marked);
         let pid = Pid::from_raw(pid.cast_signed());
-        self.alive.insert(worker.clone(), Process { pid, adopted: true, mark });
+        self.alive.insert(worker.clone(), Process { pid, _leash: None, adopted: true, mark });
         let (ended, has_ended) = watch::channel(false);
         let mut readers = JoinSet::new();
         readers.spawn(read_file(files.text, begin, has_ended, worker.clone(), self.events.clone()));
@@ -178,15 +185,6 @@ impl Supervisor {
         {
             tracing::debug!("where the lines of worker {worker} end could not be marked: {error}");
         }
-    }
-
-    /// Sends a signal to a worker and whatever it started.
-    pub fn kill(&self, worker: &WorkerId, force: Force) {
-        let signal = match force {
-            Force::Term => Signal::SIGTERM,
-            Force::Kill => Signal::SIGKILL,
-        };
-        self.signal(worker, signal);
     }
 
     /// Sends a signal to a worker and to what it started; one that is gone hears nothing.
@@ -217,7 +215,7 @@ impl Supervisor {
     /// Kills whatever is left. For the way out of an error.
     pub fn kill_all(&mut self) {
         for worker in self.alive.keys() {
-            self.kill(worker, Force::Kill);
+            self.signal(worker, Signal::SIGKILL);
         }
         self.alive.clear();
     }
@@ -262,25 +260,31 @@ async fn until_gone(worker: &WorkerId, pid: Pid) {
     }
 }
 
+/// How a child that was waited for ended.
+#[must_use]
+pub fn ended(status: std::process::ExitStatus) -> ExitStatus {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => ExitStatus::Code(code),
+        (None, signal) => ExitStatus::Signal(signal.unwrap_or_default()),
+    }
+}
+
 /// Waits for a child and reports its end.
 async fn watch_child(
     mut child: Child,
     readers: JoinSet<LastWords>,
-    ended: watch::Sender<bool>,
+    over: watch::Sender<bool>,
     worker: WorkerId,
     events: mpsc::Sender<ChildEvent>,
 ) {
     let status = match child.wait().await {
-        Ok(status) => match (status.code(), status.signal()) {
-            (Some(code), _) => ExitStatus::Code(code),
-            (None, signal) => ExitStatus::Signal(signal.unwrap_or_default()),
-        },
+        Ok(status) => ended(status),
         Err(error) => {
             tracing::warn!("the end of worker {worker} could not be learned: {error}");
             ExitStatus::Code(1)
         }
     };
-    report_end(readers, &ended, worker, status, events).await;
+    report_end(readers, &over, worker, status, events).await;
 }
 
 async fn report_end(
@@ -316,6 +320,7 @@ mod tests {
             program: "/bin/sh".into(),
             arguments: vec!["-c".into(), script.into()],
             environment: vec![("GREETING".into(), "hello".into())],
+            leash: false,
         }
     }
 
@@ -362,7 +367,8 @@ mod tests {
     #[tokio::test]
     async fn a_kill_reaches_what_the_worker_started_too() {
         let script = "sleep 1000 & echo $!; wait";
-        let (lines, status, _) = run(script, |supervisor| supervisor.kill(&WorkerId("w0".into()), Force::Term)).await;
+        let (lines, status, _) =
+            run(script, |supervisor| supervisor.signal(&WorkerId("w0".into()), Signal::SIGTERM)).await;
         assert_eq!(status, ExitStatus::Signal(15));
         let sleeper = format!("/proc/{}/stat", lines[0].1);
         let ended = || std::fs::read_to_string(&sleeper).map_or(true, |stat| stat.contains(") Z "));
@@ -373,6 +379,29 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         panic!("{sleeper} lives on");
+    }
+
+    #[tokio::test]
+    async fn on_a_leash_a_child_sees_the_end_of_its_owner() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut supervisor, mut events) = Supervisor::new(folder.path());
+        let recipe = Recipe { leash: true, ..shell("echo here; cat; echo alone; exit 4") };
+        supervisor.spawn(&recipe).unwrap();
+        let mut seen = Vec::new();
+        loop {
+            match timeout(Duration::from_secs(20), events.recv()).await.unwrap().unwrap() {
+                ChildEvent::Line { line, .. } => {
+                    seen.push(line);
+                    // the owner is gone, as far as its children can tell
+                    supervisor.release();
+                }
+                ChildEvent::Exited { status, .. } => {
+                    assert_eq!(status, ExitStatus::Code(4));
+                    break;
+                }
+            }
+        }
+        assert_eq!(seen, ["here", "alone"]);
     }
 
     #[tokio::test]
@@ -412,7 +441,7 @@ mod tests {
         // a number that is another's now is not killed
         let mut other = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
         second.adopt(&WorkerId("w7".into()), other.id());
-        second.kill(&WorkerId("w7".into()), Force::Kill);
+        second.signal(&WorkerId("w7".into()), Signal::SIGKILL);
         assert!(other.try_wait().unwrap().is_none());
         other.kill().unwrap();
         other.wait().unwrap();

@@ -1,0 +1,181 @@
+//! Trainings as jobs of a real Slurm: submitted, run on two nodes, queued again before their time is up, cancelled, and with a node
+//! that fails under them.
+//!
+//! One cluster for all: they follow each other, as a user's jobs do. The nodes are this machine, and what a node's failure means is
+//! Slurm's.
+
+use std::path::Path;
+use std::time::Duration;
+use tests::experiment::{Experiment, NAME};
+use tests::machine::{Answer, Machine};
+use tests::slurm::{Cluster, configuration};
+use tests::{PATIENCE, until};
+
+/// For a job that was told to end: its state is stored first.
+const END: Duration = Duration::from_secs(60);
+/// Images at which a run is struck: well under way.
+const STRUCK_AT: u64 = 160;
+
+/// As long as what is done to it, and bitwise: whatever happens, the end is the same.
+fn experiment(total_kimg: f64) -> Experiment {
+    Experiment::tiny()
+        .with("train.total_kimg", total_kimg)
+        .with("checkpoint.every_kimg", 0.2)
+        .with("cluster.patience", "2s")
+        .with("cluster.orphan_patience", "60s")
+}
+
+struct Stage<'a> {
+    machine: &'a Machine,
+    cluster: Cluster<'a>,
+}
+
+impl Stage<'_> {
+    fn submit(&self, more: &[&str]) -> Answer {
+        let line = ["submit", "slurm", "toy.toml", "--nodes", "2", "--cpus-per-node", "1", "--time", "30"];
+        self.machine.ask(&[&line, more].concat())
+    }
+
+    /// Submits, and says which job it is.
+    fn submitted(&self) -> String {
+        let answer = self.submit(&[]);
+        assert_eq!(answer.code, 0, "{answer:?}");
+        let job = answer.stdout.strip_prefix("job ").and_then(|rest| rest.split(':').next()).expect("the job's number");
+        job.to_owned()
+    }
+
+    fn log(&self, job: &str) -> String {
+        let folder = self.machine.path("home/.local/state/ganfleet").join(NAME).join("slurm");
+        std::fs::read_to_string(folder.join(format!("job-{job}.log"))).unwrap_or_default()
+    }
+
+    /// Waits until the run has come to `images`, as `coordinator status` tells it by the run's name.
+    fn wait_for_images(&self, job: &str, images: u64) -> u64 {
+        let look = || {
+            let answer = self.machine.ask(&["status", NAME, "--json"]);
+            let status: serde_json::Value = serde_json::from_str(&answer.stdout).ok()?;
+            status["images"].as_u64().filter(|now| *now >= images)
+        };
+        tests::try_until(PATIENCE, look).unwrap_or_else(|| {
+            panic!("the run does not come to {images} images: {:?}\n{}", self.cluster.state(job), self.log(job))
+        })
+    }
+
+    /// Waits until the job is over and well.
+    fn complete(&self, job: &str) {
+        let end = self.cluster.wait(job, &["COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL", "TIMEOUT"], PATIENCE);
+        assert_eq!(end, "COMPLETED", "{}", self.log(job));
+    }
+
+    /// Waits until nothing of a run is left on the nodes: their daemons stay.
+    fn nobody_works(&self) {
+        until(END, "the end of coordinator and workers", || {
+            let ours =
+                |command: &str| ["coordinator", "worker"].iter().any(|name| command.contains(&format!("/{name} ")));
+            let at_work = self.machine.processes().into_iter().filter(|process| ours(&process.command)).count();
+            (at_work == 0).then_some(())
+        });
+    }
+}
+
+/// What `experiment` comes to with nothing in its way.
+fn undisturbed(experiment: &Experiment) -> String {
+    let machine = Machine::new();
+    machine.experiment(experiment);
+    let end = machine.launch(&[]).end();
+    assert_eq!(end.code, 0, "{}", end.story());
+    machine.state_hash(machine.run().to_str().expect("a path of text"))
+}
+
+#[test]
+fn jobs_of_a_real_slurm() {
+    // sockets have short names
+    let folder = tempfile::Builder::new().prefix("slurm").tempdir_in("/tmp").expect("a folder");
+    let conf = configuration(folder.path());
+    let machine = Machine::new().with_env("SLURM_CONF", conf.to_str().expect("a path of text"));
+    let long = experiment(4.0);
+    machine.experiment(&long);
+    let Some(cluster) = Cluster::start(&machine, folder.path(), 2, 2) else { return };
+    let stage = Stage { machine: &machine, cluster };
+    let run = machine.run();
+    let url = run.to_str().expect("a path of text");
+    let expected = undisturbed(&long);
+
+    refusals(&stage);
+    time_is_up(&stage, url, &expected);
+    std::fs::remove_dir_all(&run).expect("a run that is over");
+    cancelled(&stage, url, &expected);
+    std::fs::remove_dir_all(&run).expect("a run that is over");
+    a_node_fails(&stage, url, &expected);
+}
+
+/// Nothing is queued of what cannot run.
+fn refusals(stage: &Stage<'_>) {
+    let dry = stage.submit(&["--dry-run"]);
+    assert_eq!(dry.code, 0, "{dry:?}");
+    assert!(dry.stdout.starts_with("#!/bin/bash\n") && dry.stdout.contains("#SBATCH --nodes=2\n"), "{}", dry.stdout);
+    for (more, code, said) in [
+        (&["--nodes", "3"][..], 2, "cannot be used multiple times"),
+        (&["--partition", "nowhere"], 3, "sbatch refuses: "),
+        (&["--set", "train.total_kimg=no"], 3, "train.total_kimg"),
+        (&["--sbatch=nodes"], 2, "no option of sbatch"),
+        (&["--template", "missing"], 2, "the template missing"),
+    ] {
+        let answer = stage.submit(more);
+        assert!(answer.code == code && answer.stderr.contains(said), "{more:?}: {answer:?}");
+    }
+    let three = stage.machine.ask(&["submit", "slurm", "toy.toml", "--nodes", "3", "--cpus-per-node", "1"]);
+    assert!(three.code == 3 && three.stderr.contains("sbatch refuses"), "{three:?}");
+    assert_eq!(stage.cluster.well(&["squeue", "--noheader"]), "");
+}
+
+/// The signal before the end: stored, queued again, and on from there.
+fn time_is_up(stage: &Stage<'_>, url: &str, expected: &str) {
+    let job = stage.submitted();
+    let again = stage.submit(&[]);
+    assert!(again.code == 3 && again.stderr.contains(&format!("job {job} of the run `toy` is queued")), "{again:?}");
+    stage.wait_for_images(&job, STRUCK_AT);
+    stage.cluster.well(&["scancel", "--signal=USR1", "--batch", &job]);
+    until(END, "the job in the queue again", || (stage.cluster.state(&job) == ("PENDING".to_owned(), 1)).then_some(()));
+    stage.nobody_works();
+    stage.cluster.idle(2);
+    let stored = stage.machine.newest_images().expect("a checkpoint");
+    let log = stage.log(&job);
+    assert!(log.contains("the time is nearly up") && log.contains("queued again"), "{log}");
+    // two minutes must pass before it runs again, unless somebody says otherwise
+    stage.cluster.well(&["scontrol", "update", &format!("jobid={job}"), "StartTime=now"]);
+    stage.complete(&job);
+    let after = stage.log(&job);
+    let after = &after[log.len()..];
+    assert!(after.contains(&format!("2 workers, from manifests/{stored:012}-")), "{stored}: {after}");
+    assert_eq!(stage.machine.state_hash(url), expected, "{after}");
+    stage.nobody_works();
+}
+
+/// `scancel`: stored, and not queued again; who submits again goes on.
+fn cancelled(stage: &Stage<'_>, url: &str, expected: &str) {
+    let job = stage.submitted();
+    let struck_at = stage.wait_for_images(&job, STRUCK_AT);
+    stage.cluster.well(&["scancel", &job]);
+    assert_eq!(stage.cluster.wait(&job, &["CANCELLED"], END), "CANCELLED");
+    stage.nobody_works();
+    let stored = stage.machine.newest_images().expect("a checkpoint");
+    assert!(stored >= struck_at, "{stored} images are stored, and {struck_at} were seen:\n{}", stage.log(&job));
+    assert_eq!(stage.cluster.well(&["squeue", "--noheader"]), "");
+    let job = stage.submitted();
+    stage.complete(&job);
+    assert_eq!(stage.machine.state_hash(url), expected, "{}", stage.log(&job));
+    stage.nobody_works();
+}
+
+/// A node that goes down under a job takes its worker along, and the run goes on with the other.
+fn a_node_fails(stage: &Stage<'_>, url: &str, expected: &str) {
+    let job = stage.submitted();
+    stage.wait_for_images(&job, STRUCK_AT);
+    stage.cluster.well(&["scontrol", "update", "nodename=n2", "state=down", "reason=test"]);
+    until(PATIENCE, "a generation of one worker", || stage.log(&job).contains("with 1 worker").then_some(()));
+    stage.complete(&job);
+    assert_eq!(stage.cluster.state(&job).1, 0, "it was not queued again");
+    assert_eq!(stage.machine.state_hash(url), expected, "{}", stage.log(&job));
+    assert!(Path::new(url).join("manifests").is_dir());
+}
