@@ -345,6 +345,7 @@ mod tests {
             "coordinator launch a.toml --listen [::]:4000 --credentials secrets",
             "coordinator launch a.toml --listen [::]:0 --credentials secrets --advertise fe80::1 --address-file here",
             "coordinator submit slurm a.toml --nodes 4 --gpus-per-node 8 --time 1-0 --sbatch --mem=0 --dry-run",
+            "coordinator submit k8s a.toml --nodes 4 --gpus-per-node 8 --image ganfleet:1 --kind jobset --volume faces:/faces -o yaml",
             "coordinator report /runs/toy --json",
             "coordinator checkpoints ls /runs/toy --json",
         ] {

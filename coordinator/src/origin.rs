@@ -227,7 +227,10 @@ pub fn resolved(file: PathBuf, overrides: &Overrides) -> Result<RunConfig, Failu
 }
 
 /// The experiment with the number of workers of this machine, where nothing else says how many.
-fn load(file: PathBuf, overrides: &Overrides) -> Result<Experiment, Failure> {
+///
+/// # Errors
+/// It is wrong.
+pub fn load(file: PathBuf, overrides: &Overrides) -> Result<Experiment, Failure> {
     let mut set = overrides.set.clone();
     set.extend(overrides.workers.map(|workers| format!("cluster.workers={workers}")));
     let args = |workers| ExperimentArgs { file: file.clone(), set: set.clone(), workers };

@@ -1,15 +1,15 @@
 //! `coordinator submit`: a training as a job of a cluster's scheduler. What is wrong with it is said before anything is queued.
 //!
-//! Each scheduler has a template beside the documentation (`scripts/slurm`, `scripts/kubernetes`), which an administrator may edit; here
-//! its blanks are filled in. Nothing here stays at work: the job is the scheduler's, the run its coordinator's.
+//! Slurm's script is made of a template that an administrator may edit (`scripts/slurm`); Kubernetes' manifests are data. Nothing here
+//! stays at work: the job is the scheduler's, the run its coordinator's.
 
+pub mod kubernetes;
 pub mod slurm;
 
-use crate::config_cli;
+use crate::config_cli::{self, Experiment};
 use crate::failure::Failure;
 use crate::origin::{self, Overrides};
 use clap::{Args, Subcommand};
-use common::config::resolved::RunConfig;
 use common::exit::Exit;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,9 @@ use std::path::{Path, PathBuf};
 #[derive(Clone, Debug, Subcommand)]
 pub enum SubmitCommand {
     /// Write a batch script for Slurm and submit it. The job is queued again before its time is up, and the run goes on
-    Slurm(slurm::SlurmArgs),
+    Slurm(Box<slurm::SlurmArgs>),
+    /// Make manifests for Kubernetes and have kubectl apply them
+    K8s(Box<kubernetes::KubernetesArgs>),
 }
 
 /// What is said of a job whatever the scheduler.
@@ -38,9 +40,6 @@ pub struct Job {
     /// Override a value, as in --set train.total_kimg=10; may be repeated, the last one wins
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// Your own template, in place of the one that comes with this program
-    #[arg(long, value_name = "FILE")]
-    pub template: Option<PathBuf>,
     /// Print what would be submitted, and do nothing else
     #[arg(long)]
     pub dry_run: bool,
@@ -57,15 +56,16 @@ impl Job {
     ///
     /// # Errors
     /// It is wrong, or its checkpoints would not outlive the job.
-    pub fn config(&self) -> Result<RunConfig, Failure> {
+    pub fn experiment(&self) -> Result<Experiment, Failure> {
         let workers = self.nodes.saturating_mul(self.workers_per_node());
         let overrides = Overrides { set: self.set.clone(), workers: Some(workers) };
-        let config = origin::resolved(self.experiment.clone(), &overrides)?;
+        let experiment = origin::load(self.experiment.clone(), &overrides)?;
+        let config = &experiment.resolved.config;
         if config.checkpoint.url.starts_with("memory:") {
             let message = format!("checkpoint.url: {} is gone with the coordinator", config.checkpoint.url);
             return Err(Failure::new(Exit::Config, message));
         }
-        Ok(config)
+        Ok(experiment)
     }
 
     /// The experiment file, wherever the job begins.
@@ -74,16 +74,6 @@ impl Job {
     /// The working directory is gone.
     pub fn file(&self) -> Result<PathBuf, Failure> {
         Ok(config_cli::working_dir()?.join(&self.experiment))
-    }
-
-    /// The template: one's own, else `ours`.
-    ///
-    /// # Errors
-    /// It cannot be read.
-    pub fn template(&self, ours: &str) -> Result<String, Failure> {
-        let Some(path) = &self.template else { return Ok(ours.to_owned()) };
-        std::fs::read_to_string(path)
-            .map_err(|error| Failure::new(Exit::Usage, format!("the template {}: {error}", path.display())))
     }
 }
 
@@ -94,6 +84,7 @@ impl Job {
 pub async fn submit(command: &SubmitCommand) -> Result<Exit, Failure> {
     match command {
         SubmitCommand::Slurm(args) => slurm::submit(args).await,
+        SubmitCommand::K8s(args) => kubernetes::submit(args).await,
     }
 }
 

@@ -34,6 +34,9 @@ pub struct SlurmArgs {
     /// What is said whatever the scheduler
     #[command(flatten)]
     pub job: Job,
+    /// Your own template, in place of the one that comes with this program
+    #[arg(long, value_name = "FILE")]
+    pub template: Option<PathBuf>,
     /// Partition
     #[arg(long, value_name = "NAME")]
     pub partition: Option<String>,
@@ -72,7 +75,8 @@ struct Place {
 /// # Errors
 /// The experiment is wrong, such a job is queued already, or Slurm refuses.
 pub async fn submit(args: &SlurmArgs) -> Result<Exit, Failure> {
-    let config = args.job.config()?;
+    let experiment = args.job.experiment()?;
+    let config = &experiment.resolved.config;
     let folder = state::home()?.join(&config.name).join("slurm");
     let given = args.credentials.as_ref().map(std::path::absolute).transpose();
     let given = given.map_err(|error| Failure::new(Exit::Usage, format!("--credentials: {error}")))?;
@@ -151,7 +155,12 @@ fn script(args: &SlurmArgs, name: &str, place: &Place) -> Result<String, Failure
         ("credentials", path_word(&place.credentials)?),
         ("gpus", gpus.map_or_else(String::new, |gpus| gpus + " ")),
     ]);
-    filled(&job.template(TEMPLATE)?, &values)
+    let template = match &args.template {
+        None => TEMPLATE.to_owned(),
+        Some(path) => std::fs::read_to_string(path)
+            .map_err(|error| Failure::new(Exit::Usage, format!("the template {}: {error}", path.display())))?,
+    };
+    filled(&template, &values)
 }
 
 /// What Slurm is told besides what every job is told.

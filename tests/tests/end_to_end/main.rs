@@ -10,6 +10,7 @@ mod elsewhere;
 mod families;
 mod finished;
 mod health;
+mod kubernetes;
 mod nodes;
 mod object_store;
 mod records;
