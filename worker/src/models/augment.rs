@@ -1,6 +1,6 @@
 //! What D is shown is moved and resized by chance, real and made images alike, so that D cannot know few images by heart (Karras et al.,
-//! "Training Generative Adversarial Networks with Limited Data", NeurIPS 2020: "scale" and "fractional translation" of section 3 and
-//! appendix B, with a fixed chance). Gradients pass through. Refuses to touch what the generators are given.
+//! "Training Generative Adversarial Networks with Limited Data", NeurIPS 2020: scale and translation of appendix B, with a fixed
+//! chance). Gradients pass through. Refuses to touch what the generators are given.
 
 use super::{Batch, Draw};
 use common::seed::{Purpose, Stream};
@@ -8,7 +8,8 @@ use tch::Tensor;
 
 /// An image is resized by two to the power of this, times a normal draw.
 const OCTAVES: f32 = 0.2;
-/// An image is moved by this part of its side, times a normal draw, in either direction.
+/// An image is moved by this part of its side, times a normal draw, in either direction; by whole pixels, so that what is only moved is as
+/// sharp as it was.
 const SIDES: f32 = 0.125;
 
 /// For each sample: `images` `[n, c, h, w]`, each resized with chance `chance` and moved with the same; what comes in from outside is
@@ -17,7 +18,8 @@ pub fn augmented(images: &Tensor, chance: f64, number: u64, batch: &Batch, draw:
     if chance == 0.0 {
         return images.shallow_clone();
     }
-    let rows: Vec<f32> = batch.samples.clone().flat_map(|sample| placed(chance, number, sample, draw)).collect();
+    let side = images.size()[3] as f32;
+    let rows: Vec<f32> = batch.samples.clone().flat_map(|sample| placed(chance, number, side, sample, draw)).collect();
     let places = Tensor::from_slice(&rows).to_kind(images.kind()).to_device(images.device()).view([-1, 2, 3]);
     let grid = Tensor::affine_grid_generator(&places, images.size(), false);
     const BILINEAR: i64 = 0;
@@ -26,14 +28,14 @@ pub fn augmented(images: &Tensor, chance: f64, number: u64, batch: &Batch, draw:
 }
 
 /// Where in the image each place of what is shown comes from: `[2, 3]`, rows.
-fn placed(chance: f64, number: u64, sample: u32, draw: &Draw) -> [f32; 6] {
+fn placed(chance: f64, number: u64, side: f32, sample: u32, draw: &Draw) -> [f32; 6] {
     let mut stream = Stream::new(draw.seed, Purpose::Augment, draw.step, u64::from(sample)).of(number);
     let [resized, moved] = [(); 2].map(|()| f64::from(stream.uniform()) < chance);
     let mut normals = [0.0; 3];
     stream.normals(&mut normals);
     let scale = if resized { (OCTAVES * normals[0]).exp2() } else { 1.0 };
     // a side is 2 long here
-    let [x, y] = [1, 2].map(|i: usize| if moved { 2.0 * SIDES * normals[i] } else { 0.0 });
+    let [x, y] = [1, 2].map(|i: usize| if moved { 2.0 * (SIDES * normals[i] * side).round() / side } else { 0.0 });
     [scale, 0.0, x, 0.0, scale, y]
 }
 
@@ -71,7 +73,7 @@ mod tests {
     #[test]
     fn as_often_and_as_far_as_is_said() {
         let chance = 0.6;
-        let all: Vec<[f32; 6]> = (0..20_000).map(|sample| placed(chance, 0, sample, &draw())).collect();
+        let all: Vec<[f32; 6]> = (0..20_000).map(|sample| placed(chance, 0, 1024.0, sample, &draw())).collect();
         let count =
             |of: &dyn Fn(&[f32; 6]) -> bool| all.iter().filter(|place| of(place)).count() as f64 / all.len() as f64;
         let neither = count(&|place| *place == [1.0, 0.0, 0.0, 0.0, 1.0, 0.0]);
@@ -84,6 +86,19 @@ mod tests {
         let octaves = all.iter().filter(|place| place[0] != 1.0).map(|place| place[0].log2()).collect();
         let sides = all.iter().filter(|place| place[2] != 0.0).map(|place| place[2] / 2.0).collect();
         assert!((deviation(octaves) - OCTAVES).abs() < 0.01 && (deviation(sides) - SIDES).abs() < 0.005);
+    }
+
+    #[test]
+    fn what_is_only_moved_stays_as_sharp() {
+        let draw = draw();
+        let side = 16.0;
+        for sample in 0..200 {
+            let place = placed(0.5, 0, side, sample, &draw);
+            if place[0] == 1.0 {
+                let pixels = [place[2], place[5]].map(|shift| shift * side / 2.0);
+                assert_eq!(pixels, pixels.map(f32::round));
+            }
+        }
     }
 
     /// What is made is told by its gradient where it was shown.
