@@ -28,6 +28,8 @@ pub enum Exit {
     Network = 8,
     /// Training went wrong numerically beyond what skipping can cure.
     Diverged = 9,
+    /// A scheduler's notice ended it with the state stored, before the run was over. Trying again goes on with it (sysexits' EX_TEMPFAIL).
+    Again = 75,
     /// Stopped by a second interrupt, at once; checkpoints already committed are intact.
     Interrupted = 130,
 }
@@ -53,6 +55,7 @@ impl Exit {
             7 => Self::Orphaned,
             8 => Self::Network,
             9 => Self::Diverged,
+            75 => Self::Again,
             130 => Self::Interrupted,
             _ => return None,
         })

@@ -13,7 +13,7 @@ use crate::plot::PlotArgs;
 use crate::report::ReportArgs;
 use crate::s3_args::S3Args;
 use crate::submit::{self, SubmitCommand};
-use crate::{checkpoints_cli, config_cli, credentials, doctor, plot, render, report, trained};
+use crate::{checkpoints_cli, config_cli, credentials, doctor, plot, render, report, signals, trained};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use common::exit::Exit;
 use common::families::elsewhere::Format;
@@ -36,6 +36,7 @@ pub struct Cli {
 
 const EXIT_CODES: &str = "Exit codes: 0 complete, or stopped on request with its state stored; 1 defect; 2 command line; \
 3 configuration; 4 data; 5 storage; 6 a worker was lost (go on with `resume`); 8 network; 9 training diverged; \
+75 told to go by a scheduler; \
 130 interrupted twice";
 
 /// Form of the log.
@@ -206,6 +207,9 @@ pub struct How {
     /// Seconds that the workers have for their last checkpoint after a stop
     #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     stop_deadline: u64,
+    /// A scheduler runs this, and may run it again: after SIGTERM the exit code is 75, and not 0, which it takes for the end of the run
+    #[arg(long)]
+    scheduled: bool,
     /// Faults on purpose: a plan of what is done to which worker, and when (docs/faults.md)
     #[arg(long, value_name = "FILE")]
     chaos: Option<PathBuf>,
@@ -215,6 +219,17 @@ pub struct How {
     /// One JSON object on each line instead of a progress bar
     #[arg(long)]
     json: bool,
+}
+
+impl How {
+    async fn begin(self, begin: Begin) -> Result<Exit, Failure> {
+        let scheduled = self.scheduled;
+        match launch(begin, &self.into()).await {
+            // a run that was complete by then is so when it is tried again
+            Ok(Exit::Ok) if scheduled && signals::told_to_go() => Ok(Exit::Again),
+            ended => ended,
+        }
+    }
 }
 
 /// An address that others can be told, with a port or without.
@@ -276,11 +291,9 @@ impl From<How> for Options {
 /// It could not be done.
 pub async fn run(command: Command) -> Result<Exit, Failure> {
     match command {
-        Command::Launch { experiment, resume, how } => {
-            launch(Begin::Experiment { file: experiment, resume }, &how.into()).await
-        }
-        Command::Resume { url, how } => launch(Begin::Checkpoint { url }, &how.into()).await,
-        Command::Attach { run, how } => launch(Begin::Attach { run }, &how.into()).await,
+        Command::Launch { experiment, resume, how } => how.begin(Begin::Experiment { file: experiment, resume }).await,
+        Command::Resume { url, how } => how.begin(Begin::Checkpoint { url }).await,
+        Command::Attach { run, how } => how.begin(Begin::Attach { run }).await,
         Command::Status(target) => ask(&target, Question::Status(rpc::StatusQuestion {})).await,
         Command::Stop(target) => ask(&target, Question::Stop(rpc::Stop::default())).await,
         Command::Scale { target, workers } => ask(&target, Question::Scale(rpc::Scale { workers })).await,

@@ -126,7 +126,7 @@ pub(crate) fn recipe(
     address: SocketAddr,
     (token, credentials): (&Token, Option<&Credentials>),
     control: &Path,
-    gpus: Vec<u32>,
+    gpus: Vec<String>,
     nonce: &str,
 ) -> Recipe {
     // around the coordinator's own, or in the same folder, there are the workers'
@@ -163,7 +163,14 @@ mod tests {
         let token = Token::from_text("secret");
         let address = "127.0.0.1:4000".parse().unwrap();
         let control = Path::new("/state/control.json");
-        let recipe = recipe(Path::new("/bin/worker"), address, (&token, None), control, vec![4, 6], "ab12");
+        let recipe = recipe(
+            Path::new("/bin/worker"),
+            address,
+            (&token, None),
+            control,
+            ["4", "6"].map(str::to_owned).into(),
+            "ab12",
+        );
         let variable = |recipe: &Recipe, name: &str| {
             recipe.environment.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone()).unwrap()
         };

@@ -1,10 +1,21 @@
 //! The operator's interrupts: SIGINT, SIGTERM and SIGHUP, one message each, in the order in which they come.
 //!
-//! A SIGTERM or SIGHUP that is repeated says nothing new: schedulers send it to a job's script and to all that it started, which hand it
-//! on. Whoever presses Ctrl-C again means it. A SIGHUP that is ignored already stays so: that is what `nohup` is for.
+//! A SIGTERM or SIGHUP that is repeated, or follows the other, says nothing new: schedulers send it to a job's script and to all that it
+//! started, which hand it on, and the end of a session sends both. Whoever presses Ctrl-C again means it. A SIGHUP that is ignored already stays so: that is what `nohup` is for.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
+
+/// Whether a SIGTERM has come.
+static TOLD_TO_GO: AtomicBool = AtomicBool::new(false);
+
+/// Whether a SIGTERM has come since the signals are caught.
+#[must_use]
+pub fn told_to_go() -> bool {
+    TOLD_TO_GO.load(Ordering::Relaxed)
+}
 
 /// Catches the signals from now on.
 ///
@@ -18,18 +29,20 @@ pub fn catch() -> std::io::Result<mpsc::Receiver<()>> {
             kinds.push((kind, signal(kind)?));
         }
     }
+    let said = Arc::new(AtomicBool::new(false));
     // more than two say nothing new
     let (sender, receiver) = mpsc::channel(2);
     for (kind, mut signals) in kinds {
-        let sender = sender.clone();
+        let (sender, said) = (sender.clone(), Arc::clone(&said));
         tokio::spawn(async move {
+            // caught for ever: the system's own answer would be death
             while signals.recv().await.is_some() {
-                if sender.send(()).await.is_err() || kind != SignalKind::interrupt() {
-                    break;
+                TOLD_TO_GO.fetch_or(kind == SignalKind::terminate(), Ordering::Relaxed);
+                if kind == SignalKind::interrupt() || !said.swap(true, Ordering::Relaxed) {
+                    // there may be nobody any more to whom it says anything
+                    let _ = sender.send(()).await;
                 }
             }
-            // caught for ever: the system's own answer would be death
-            while signals.recv().await.is_some() {}
         });
     }
     Ok(receiver)

@@ -120,11 +120,10 @@ impl<'a> Cluster<'a> {
              SlurmdParameters=config_overrides\n",
             ports[0],
         );
-        for node in 1..=nodes {
+        for (node, port) in (1..=nodes).zip(&ports[1..]) {
             text += &format!(
-                "NodeName=n{node} NodeHostname={host} NodeAddr=127.0.0.1 Port={} CPUs={processors} Sockets=1 \
-                 CoresPerSocket={processors} ThreadsPerCore=1 RealMemory=1000 State=UNKNOWN\n",
-                ports[node]
+                "NodeName=n{node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={processors} Sockets=1 \
+                 CoresPerSocket={processors} ThreadsPerCore=1 RealMemory=1000 State=UNKNOWN\n"
             );
         }
         text + &format!("PartitionName=main Nodes=n[1-{nodes}] Default=YES MaxTime=INFINITE State=UP\n")
@@ -155,6 +154,19 @@ impl<'a> Cluster<'a> {
         let answer = self.ask(line);
         assert_eq!(answer.code, 0, "{line:?}: {answer:?}");
         answer.stdout.trim().to_owned()
+    }
+
+    /// What the daemons have written down, for the message of a failed test.
+    #[must_use]
+    pub fn story(&self) -> String {
+        let entries = std::fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        let logs = entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|end| end == "log"));
+        let tail = |path: PathBuf| {
+            let text = std::fs::read_to_string(&path).unwrap_or_default();
+            let lines: Vec<&str> = text.lines().collect();
+            format!("{}\n{}\n", path.display(), lines[lines.len().saturating_sub(30)..].join("\n"))
+        };
+        logs.map(tail).collect()
     }
 
     /// The state of a job, as in `RUNNING`, and how often it was queued again.

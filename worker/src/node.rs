@@ -2,7 +2,8 @@
 //! it is told by signals.
 //!
 //! It decides nothing about training and needs no coordinator to live: its workers wait for one, and while none can be reached they
-//! are started again for as long as patience lasts. They hang on it by their standard input: where it dies they leave in good order.
+//! are started again for as long as patience lasts; once the run has ended for one of them, none is waited for any more. They hang on it
+//! by their standard input: where it dies they leave in good order.
 
 use crate::failure::Failure;
 use children::gpus;
@@ -42,7 +43,8 @@ pub struct Node {
     pub grace: Duration,
 }
 
-/// Runs a node to its end; the exit code is what somebody must see to, of all that its workers ended with.
+/// Runs a node to its end; the exit code is what somebody must see to, of all that its workers ended with; where it was told to leave, that
+/// trying again makes sense.
 ///
 /// # Errors
 /// It could not begin.
@@ -127,7 +129,11 @@ impl<'a> Places<'a> {
         loop {
             self.start_who_is_due();
             if self.alive.is_empty() && self.due.is_empty() {
-                return of_all(&self.ends);
+                return match (self.leaving, of_all(&self.ends)) {
+                    // the run is not over: whoever told it may start it again
+                    (Some(_), Exit::Ok | Exit::Interrupted | Exit::WorkerLost) => Exit::Again,
+                    (_, exit) => exit,
+                };
             }
             // with nothing due some worker lives, and its end is an event
             let far = Instant::now() + Duration::from_secs(3600);
@@ -195,6 +201,8 @@ impl<'a> Places<'a> {
         let Some(place) = self.places.get_mut(&slot) else { return };
         let next = place.restarts.ended(status, place.started, now);
         match next {
+            // the run has ended for others of this machine, and this one finds no coordinator
+            Next::Again(_) if self.ends.contains(&Exit::Ok) && is_alone(status) => self.ends.push(Exit::Ok),
             Next::Again(pause) if self.leaving.is_none() => {
                 tracing::warn!(
                     "place {slot}: its worker ended with {status}; another one starts in {} s",
@@ -238,6 +246,11 @@ impl<'a> Places<'a> {
         }
         Exit::Interrupted
     }
+}
+
+/// Whether a worker ended because there is no coordinator.
+fn is_alone(status: ExitStatus) -> bool {
+    [Exit::Network, Exit::Orphaned].iter().any(|exit| status == ExitStatus::Code(*exit as i32))
 }
 
 /// Signals that tell it to leave, from now on.

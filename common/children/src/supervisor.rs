@@ -37,8 +37,8 @@ const WORKER_ID: &str = "GANFLEET_WORKER_ID";
 pub struct Recipe {
     /// Name for the run; of a recipe for many, what all their names have in common.
     pub worker: WorkerId,
-    /// GPUs of this machine.
-    pub gpus: Vec<u32>,
+    /// GPUs of this machine, as `CUDA_VISIBLE_DEVICES` names them.
+    pub gpus: Vec<String>,
     /// The worker binary.
     pub program: PathBuf,
     /// Its arguments. Never a secret: they are public on a machine.
@@ -59,8 +59,8 @@ impl Recipe {
         recipe.environment.push((WORKER_ID.to_owned(), recipe.worker.to_string()));
         recipe.environment.push(("GANFLEET_RANK_HINT".to_owned(), slot.to_string()));
         if !self.gpus.is_empty() {
-            let gpu = self.gpus[slot as usize % self.gpus.len()];
-            recipe.environment.push(("CUDA_VISIBLE_DEVICES".to_owned(), gpu.to_string()));
+            let gpu = self.gpus[slot as usize % self.gpus.len()].clone();
+            recipe.environment.push(("CUDA_VISIBLE_DEVICES".to_owned(), gpu));
         }
         recipe
     }

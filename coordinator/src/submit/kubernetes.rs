@@ -29,8 +29,10 @@ const PORT: u16 = 4000;
 const DEADLINE: Duration = Duration::from_secs(120);
 /// Of the grace before a pod is killed, what is left when the last checkpoint must be stored.
 const LEFT: u32 = 30;
-/// Pods that may fail for reasons that may not come again.
+/// Pods that may fail for reasons that may not come again, for each node.
 const RESTARTS: u32 = 100;
+/// Seconds for which a worker pod waits for a coordinator that prepares images, or is made anew.
+const PATIENCE: u32 = 3600;
 /// Longest name of a run: names of pods are labels, and have something behind it.
 const NAME_MAX: usize = 40;
 /// Exit codes that would come again.
@@ -107,7 +109,7 @@ pub struct Mount {
 
 fn mount(text: &str) -> Result<Mount, String> {
     match text.split_once(':') {
-        Some((claim, path)) if is_label(claim) && path.starts_with('/') => {
+        Some((claim, path)) if is_label(claim) && path.starts_with('/') && !path.trim_matches('/').is_empty() => {
             Ok(Mount { claim: claim.to_owned(), path: path.trim_end_matches('/').to_owned() })
         }
         _ => Err("expected CLAIM:/PATH".to_owned()),
@@ -195,11 +197,18 @@ fn reachable(args: &KubernetesArgs, config: &RunConfig) -> Result<(), Failure> {
             .iter()
             .any(|mount| path.strip_prefix(&mount.path).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
     };
-    let features = config.metrics.features.as_ref();
+    let mut paths: Vec<&str> = args.volume.iter().map(|mount| mount.path.as_str()).collect();
+    paths.sort_unstable();
+    if paths.windows(2).any(|pair| pair[0] == pair[1]) || paths.iter().any(|path| path.starts_with(HOME)) {
+        let message = format!("--volume: two claims on one path, or one below {HOME}, which is the program's own");
+        return Err(Failure::new(Exit::Usage, message));
+    }
     let places = [
         ("data.source", Some(&config.data.source)),
+        ("data.cache", config.data.cache.as_ref()),
         ("checkpoint.url", Some(&config.checkpoint.url)),
-        ("metrics.features", features),
+        ("checkpoint.s3.ca", config.checkpoint.s3.ca.as_ref()),
+        ("metrics.features", config.metrics.features.as_ref()),
     ];
     for (key, place) in places {
         let Some(place) = place else { continue };
@@ -224,9 +233,11 @@ fn manifests(
 ) -> Result<Vec<Value>, Failure> {
     reachable(args, config)?;
     let run = &config.name;
-    if !is_label(run) || run.len() > NAME_MAX {
-        let message =
-            format!("`{run}` is no name for Kubernetes: letters, digits and -, at most {NAME_MAX}; --set name=...");
+    // a service's name begins with a letter
+    if !is_label(run) || run.len() > NAME_MAX || run.starts_with(|c: char| c.is_ascii_digit()) {
+        let message = format!(
+            "`{run}` is no name for Kubernetes: small letters, digits and -, a letter first, at most {NAME_MAX}; --set name=..."
+        );
         return Err(Failure::new(Exit::Config, message));
     }
     let of = Of { args, run };
@@ -322,6 +333,8 @@ impl Of<'_> {
                 format!("--workers={}", nodes * each),
                 "--local=0".into(),
                 format!("--stop-deadline={deadline}"),
+                // to a Job 0 is the end
+                "--scheduled".into(),
             ],
             Party::Worker => vec![
                 "worker".into(),
@@ -329,6 +342,7 @@ impl Of<'_> {
                 self.address(),
                 format!("--workers={each}"),
                 format!("--grace={deadline}"),
+                format!("--patience={PATIENCE}"),
             ],
         };
         words
@@ -349,15 +363,21 @@ impl Of<'_> {
             volumes.push(json!({"name": name, "persistentVolumeClaim": {"claimName": mount.claim}}));
             mounts.push(json!({"name": name, "mountPath": mount.path}));
         }
+        let mut environment = vec![
+            json!({"name": "HOME", "value": format!("{HOME}/scratch")}),
+            json!({"name": "GANFLEET_CACHE", "value": format!("{HOME}/scratch/cache")}),
+            json!({"name": "GANFLEET_CREDENTIALS", "value": format!("{HOME}/credentials")}),
+        ];
+        if party == Party::Coordinator || args.job.gpus_per_node.is_none() {
+            // a container runtime may show all GPUs to whoever asks for none
+            environment.push(json!({"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"}));
+            environment.push(json!({"name": "CUDA_VISIBLE_DEVICES", "value": ""}));
+        }
         let mut container = json!({
             "name": party.name(),
             "image": args.image,
             "command": self.command(party),
-            "env": [
-                {"name": "HOME", "value": format!("{HOME}/scratch")},
-                {"name": "GANFLEET_CACHE", "value": format!("{HOME}/scratch/cache")},
-                {"name": "GANFLEET_CREDENTIALS", "value": format!("{HOME}/credentials")},
-            ],
+            "env": environment,
             "securityContext": {"allowPrivilegeEscalation": false},
         });
         match party {
@@ -394,6 +414,8 @@ impl Of<'_> {
         let mut spec = json!({
             "restartPolicy": "Never",
             "terminationGracePeriodSeconds": args.grace,
+            // secrets are their owner's alone, who is root; a group of the volume's would open them
+            "securityContext": {"runAsUser": 0, "runAsGroup": 0},
             "containers": [container],
             "volumes": volumes,
         });
@@ -412,7 +434,7 @@ impl Of<'_> {
             "completionMode": "Indexed",
             "completions": pods,
             "parallelism": pods,
-            "backoffLimit": RESTARTS,
+            "backoffLimit": RESTARTS * pods,
             // what would come again is not tried again; a node that is taken away is nobody's failure
             "podFailurePolicy": {"rules": [
                 {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
@@ -490,7 +512,7 @@ mod tests {
             assert!(!is_label(wrong), "{wrong}");
         }
         assert_eq!(mount("faces:/data/"), Ok(Mount { claim: "faces".into(), path: "/data".into() }));
-        for wrong in ["faces", "faces:data", ":/data", "Faces:/data"] {
+        for wrong in ["faces", "faces:data", ":/data", "Faces:/data", "faces:/", "faces://"] {
             assert!(mount(wrong).is_err(), "{wrong}");
         }
     }

@@ -65,6 +65,7 @@ pub struct SlurmArgs {
 
 /// Where what belongs to the job lies.
 struct Place {
+    worker: PathBuf,
     folder: PathBuf,
     script: PathBuf,
     credentials: PathBuf,
@@ -78,9 +79,20 @@ pub async fn submit(args: &SlurmArgs) -> Result<Exit, Failure> {
     let experiment = args.job.experiment()?;
     let config = &experiment.resolved.config;
     let folder = state::home()?.join(&config.name).join("slurm");
+    // Slurm may give notice a minute early, and something must come of the rest
+    let least = u64::from(args.notice) + 120;
+    if let Some(time) = args.time.as_deref().filter(|time| seconds(time).is_some_and(|seconds| seconds < least)) {
+        let message = format!(
+            "--time {time} leaves nothing to train in before the notice, {} s before its end: ask for {} minutes or more, or a shorter --notice",
+            args.notice,
+            least.div_ceil(60)
+        );
+        return Err(Failure::new(Exit::Usage, message));
+    }
     let given = args.credentials.as_ref().map(std::path::absolute).transpose();
     let given = given.map_err(|error| Failure::new(Exit::Usage, format!("--credentials: {error}")))?;
     let place = Place {
+        worker: machine::worker_binary()?,
         script: folder.join("train.sbatch"),
         credentials: given.clone().unwrap_or_else(|| folder.join("credentials")),
         folder,
@@ -124,6 +136,25 @@ pub async fn submit(args: &SlurmArgs) -> Result<Exit, Failure> {
     Ok(Exit::Ok)
 }
 
+/// Seconds of a time as Slurm writes it: minutes, M:S, H:M:S, D-H, D-H:M, D-H:M:S. `None` is without end, or what Slurm itself will refuse.
+fn seconds(time: &str) -> Option<u64> {
+    let numbers = |text: &str| text.split(':').map(|part| part.parse::<u64>().ok()).collect::<Option<Vec<u64>>>();
+    let (days, rest) = match time.split_once('-') {
+        Some((days, rest)) => (Some(days.parse::<u64>().ok()?), numbers(rest)?),
+        None => (None, numbers(time)?),
+    };
+    let (hours, minutes, seconds) = match (days, &rest[..]) {
+        (_, [hours, minutes, seconds]) => (*hours, *minutes, *seconds),
+        (Some(_), [hours, minutes]) => (*hours, *minutes, 0),
+        (Some(_), [hours]) => (*hours, 0, 0),
+        (None, [minutes, seconds]) => (0, *minutes, *seconds),
+        (None, [minutes]) => (0, *minutes, 0),
+        _ => return None,
+    };
+    let hours = days.unwrap_or(0).checked_mul(24)?.checked_add(hours)?;
+    hours.checked_mul(60)?.checked_add(minutes)?.checked_mul(60)?.checked_add(seconds)
+}
+
 /// The whole script.
 fn script(args: &SlurmArgs, name: &str, place: &Place) -> Result<String, Failure> {
     let job = &args.job;
@@ -147,7 +178,7 @@ fn script(args: &SlurmArgs, name: &str, place: &Place) -> Result<String, Failure
         ("folder_pattern", place.folder.to_string_lossy().into_owned()),
         ("folder", folder),
         ("coordinator", path_word(&here)?),
-        ("worker", path_word(&machine::worker_binary()?)?),
+        ("worker", path_word(&place.worker)?),
         ("experiment", path_word(&job.file()?)?),
         ("settings", settings.join(" ")),
         ("workers_per_node", job.workers_per_node().to_string()),
@@ -236,20 +267,16 @@ mod tests {
 
     fn made(line: &str) -> Result<String, Failure> {
         let place = Place {
+            worker: "/opt/ganfleet/bin/worker".into(),
             folder: "/home/ann/state".into(),
             script: "/home/ann/state/train.sbatch".into(),
             credentials: "/home/ann/my secrets".into(),
         };
-        // any file will do for a worker
         script(&of(line), "toy", &place)
     }
 
     #[test]
     fn the_script_says_what_was_asked_for() {
-        if machine::worker_binary().is_err() {
-            // unit tests run beside no worker; the test with a real Slurm submits with one
-            return;
-        }
         let text =
             made("a.toml --nodes 4 --gpus-per-node 8 --partition big --time 60 --sbatch=--constraint=a100").unwrap();
         for expected in [
@@ -263,6 +290,18 @@ mod tests {
             assert!(text.contains(expected), "{expected}\nin\n{text}");
         }
         assert!(!text.contains("{{"));
+    }
+
+    #[test]
+    fn times_are_read_as_slurm_writes_them() {
+        let cases =
+            [("30", 1800), ("1:30", 90), ("2:00:05", 7205), ("1-0", 86_400), ("1-1:30", 91_800), ("0-0:1:1", 61)];
+        for (text, expected) in cases {
+            assert_eq!(seconds(text), Some(expected), "{text}");
+        }
+        for text in ["UNLIMITED", "", "1:2:3:4", "a-1", "99999999999999999999"] {
+            assert_eq!(seconds(text), None, "{text}");
+        }
     }
 
     #[test]

@@ -89,6 +89,9 @@ fn what_no_pod_would_find_is_refused() {
         (&["--volume", &format!("images:{}", machine.path("images").display()), "-o", "yaml"], 3, "checkpoint.url: "),
         (&["--volume", "images", "-o", "yaml"], 2, "CLAIM:/PATH"),
         (&["--volume", &volume, "--set", "name=a.b", "-o", "yaml"], 3, "no name for Kubernetes"),
+        (&["--volume", &volume, "--set", "name=3d", "-o", "yaml"], 3, "a letter first"),
+        (&["--volume", &volume, "--volume", &volume, "-o", "yaml"], 2, "two claims on one path"),
+        (&["--volume", &volume, "--set", "data.cache=/elsewhere", "-o", "yaml"], 3, "data.cache: "),
         (&["--volume", &volume, "--credentials", "missing", "-o", "yaml"], 3, "missing"),
     ] {
         let answer = submit(more);

@@ -4,10 +4,12 @@
 //! One cluster for all: they follow each other, as a user's jobs do. The nodes are this machine, and what a node's failure means is
 //! Slurm's.
 
+use nix::sys::signal::Signal;
 use std::path::Path;
 use std::time::Duration;
 use tests::experiment::{Experiment, NAME};
 use tests::machine::{Answer, Machine};
+use tests::processes;
 use tests::slurm::{Cluster, configuration};
 use tests::{PATIENCE, until};
 
@@ -64,7 +66,7 @@ impl Stage<'_> {
     /// Waits until the job is over and well.
     fn complete(&self, job: &str) {
         let end = self.cluster.wait(job, &["COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL", "TIMEOUT"], PATIENCE);
-        assert_eq!(end, "COMPLETED", "{}", self.log(job));
+        assert_eq!(end, "COMPLETED", "{}\n{}", self.log(job), self.cluster.story());
     }
 
     /// Waits until nothing of a run is left on the nodes: their daemons stay.
@@ -104,9 +106,20 @@ fn jobs_of_a_real_slurm() {
     refusals(&stage);
     time_is_up(&stage, url, &expected);
     std::fs::remove_dir_all(&run).expect("a run that is over");
+    // what is stored then is stored because of it
+    machine.experiment(&long.clone().with("checkpoint.every_kimg", 100));
     cancelled(&stage, url, &expected);
+    machine.experiment(&long);
     std::fs::remove_dir_all(&run).expect("a run that is over");
     a_node_fails(&stage, url, &expected);
+    std::fs::remove_dir_all(&run).expect("a run that is over");
+    // its daemon lives and may have brought it back already, which is then refused
+    let _ = stage.cluster.ask(&["scontrol", "update", "nodename=n2", "state=resume"]);
+    stage.cluster.idle(2);
+    a_coordinator_crashes(&stage, url, &expected);
+    std::fs::remove_dir_all(&run).expect("a run that is over");
+    machine.experiment(&long.with("cluster.orphan_patience", "5s"));
+    the_first_node_fails(&stage, url, &expected);
 }
 
 /// Nothing is queued of what cannot run.
@@ -142,8 +155,10 @@ fn time_is_up(stage: &Stage<'_>, url: &str, expected: &str) {
     let stored = stage.machine.newest_images().expect("a checkpoint");
     let log = stage.log(&job);
     assert!(log.contains("the time is nearly up") && log.contains("queued again"), "{log}");
-    // two minutes must pass before it runs again, unless somebody says otherwise
-    stage.cluster.well(&["scontrol", "update", &format!("jobid={job}"), "StartTime=now"]);
+    println!("{}", stage.cluster.well(&["squeue", "--name", NAME]));
+    // two minutes must pass before it runs again, unless somebody says otherwise; and two seconds, or Slurm's nodes take its new
+    // credential for the one that ended with the job's first run
+    stage.cluster.well(&["scontrol", "update", &format!("jobid={job}"), "StartTime=now+3"]);
     stage.complete(&job);
     let after = stage.log(&job);
     let after = &after[log.len()..];
@@ -159,6 +174,7 @@ fn cancelled(stage: &Stage<'_>, url: &str, expected: &str) {
     stage.cluster.well(&["scancel", &job]);
     assert_eq!(stage.cluster.wait(&job, &["CANCELLED"], END), "CANCELLED");
     stage.nobody_works();
+    assert!(stage.log(&job).contains("told to leave"), "{}", stage.log(&job));
     let stored = stage.machine.newest_images().expect("a checkpoint");
     assert!(stored >= struck_at, "{stored} images are stored, and {struck_at} were seen:\n{}", stage.log(&job));
     assert_eq!(stage.cluster.well(&["squeue", "--noheader"]), "");
@@ -178,4 +194,41 @@ fn a_node_fails(stage: &Stage<'_>, url: &str, expected: &str) {
     assert_eq!(stage.cluster.state(&job).1, 0, "it was not queued again");
     assert_eq!(stage.machine.state_hash(url), expected, "{}", stage.log(&job));
     assert!(Path::new(url).join("manifests").is_dir());
+}
+
+/// Another one takes its place on the same node, and the workers over.
+fn a_coordinator_crashes(stage: &Stage<'_>, url: &str, expected: &str) {
+    let job = stage.submitted();
+    stage.wait_for_images(&job, STRUCK_AT);
+    let is_coordinator = |process: &&processes::Process| process.command.contains("/coordinator launch ");
+    let process = stage.machine.processes().iter().find(is_coordinator).expect("a coordinator").pid;
+    processes::signal(process, Signal::SIGKILL);
+    let taken_over = || stage.log(&job).contains("is taken over by coordinator").then_some(());
+    until(PATIENCE, "another coordinator", taken_over);
+    assert!(!stage.log(&job).contains("generation g2 begins"), "no worker was lost: {}", stage.log(&job));
+    // it is found where the one before was: a node's next worker goes there
+    processes::signal(stage.machine.workers()[0], Signal::SIGKILL);
+    let another = || stage.log(&job).contains("generation g3 begins with 2 workers").then_some(());
+    until(PATIENCE, "a generation with another worker", another);
+    stage.complete(&job);
+    let log = stage.log(&job);
+    assert_eq!(stage.cluster.state(&job).1, 0, "it was not queued again");
+    assert_eq!(stage.machine.state_hash(url), expected, "{log}");
+    stage.nobody_works();
+}
+
+/// The script goes with it. Workers of the other node find nobody, and their node has the job queued again.
+fn the_first_node_fails(stage: &Stage<'_>, url: &str, expected: &str) {
+    let job = stage.submitted();
+    stage.wait_for_images(&job, STRUCK_AT);
+    let shown = stage.cluster.well(&["scontrol", "show", "job", &job, "--oneliner"]);
+    let first = shown.split(' ').find_map(|field| field.strip_prefix("BatchHost=")).expect("a first node").to_owned();
+    stage.cluster.well(&["scontrol", "update", &format!("nodename={first}"), "state=down", "reason=test"]);
+    until(Duration::from_secs(180), "the job in the queue again", || (stage.cluster.state(&job).1 == 1).then_some(()));
+    stage.nobody_works();
+    let _ = stage.cluster.ask(&["scontrol", "update", &format!("nodename={first}"), "state=resume"]);
+    stage.cluster.idle(2);
+    stage.cluster.well(&["scontrol", "update", &format!("jobid={job}"), "StartTime=now+3"]);
+    stage.complete(&job);
+    assert_eq!(stage.machine.state_hash(url), expected, "{}", stage.log(&job));
 }

@@ -47,7 +47,9 @@ impl Restarts {
             // the run is over, or the place is not needed any more
             Exit::Ok | Exit::Interrupted => return Next::Over(exit),
             // the same would happen again
-            Exit::Usage | Exit::Config | Exit::Data | Exit::Storage | Exit::Diverged => return Next::Over(exit),
+            Exit::Usage | Exit::Config | Exit::Data | Exit::Storage | Exit::Diverged | Exit::Again => {
+                return Next::Over(exit);
+            }
             Exit::Internal | Exit::WorkerLost | Exit::Orphaned | Exit::Network => {}
         }
         if self.failures == 0 || now.saturating_sub(started) >= HELD {
