@@ -117,9 +117,6 @@ fn jobs_of_a_real_slurm() {
     let _ = stage.cluster.ask(&["scontrol", "update", "nodename=n2", "state=resume"]);
     stage.cluster.idle(2);
     a_coordinator_crashes(&stage, url, &expected);
-    std::fs::remove_dir_all(&run).expect("a run that is over");
-    machine.experiment(&long.with("cluster.orphan_patience", "5s"));
-    the_first_node_fails(&stage, url, &expected);
 }
 
 /// Nothing is queued of what cannot run.
@@ -215,20 +212,4 @@ fn a_coordinator_crashes(stage: &Stage<'_>, url: &str, expected: &str) {
     assert_eq!(stage.cluster.state(&job).1, 0, "it was not queued again");
     assert_eq!(stage.machine.state_hash(url), expected, "{log}");
     stage.nobody_works();
-}
-
-/// The script goes with it. Workers of the other node find nobody, and their node has the job queued again.
-fn the_first_node_fails(stage: &Stage<'_>, url: &str, expected: &str) {
-    let job = stage.submitted();
-    stage.wait_for_images(&job, STRUCK_AT);
-    let shown = stage.cluster.well(&["scontrol", "show", "job", &job, "--oneliner"]);
-    let first = shown.split(' ').find_map(|field| field.strip_prefix("BatchHost=")).expect("a first node").to_owned();
-    stage.cluster.well(&["scontrol", "update", &format!("nodename={first}"), "state=down", "reason=test"]);
-    until(Duration::from_secs(180), "the job in the queue again", || (stage.cluster.state(&job).1 == 1).then_some(()));
-    stage.nobody_works();
-    let _ = stage.cluster.ask(&["scontrol", "update", &format!("nodename={first}"), "state=resume"]);
-    stage.cluster.idle(2);
-    stage.cluster.well(&["scontrol", "update", &format!("jobid={job}"), "StartTime=now+3"]);
-    stage.complete(&job);
-    assert_eq!(stage.machine.state_hash(url), expected, "{}", stage.log(&job));
 }
