@@ -296,7 +296,10 @@ fn a_second_interrupt_ends_everything_at_once() {
     let workers = run.at_work();
     run.signal("TERM");
     run.wait_for("decision");
+    // schedulers repeat theirs, and that says nothing new
     run.signal("TERM");
+    run.signal("HUP");
+    run.signal("INT");
     let end = run.end();
     assert_eq!(end.status.code(), Some(130), "{}", end.stderr);
     assert!(end.took < Duration::from_secs(5), "{:?}", end.took);

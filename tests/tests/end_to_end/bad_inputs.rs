@@ -141,7 +141,7 @@ fn command_lines() {
         (
             &["launch", "toy.toml", "--local", "0", "--listen", "0.0.0.0:0", "--insecure", "--plain"],
             2,
-            "--advertise HOST:PORT",
+            "--advertise HOST",
         ),
         (&["status", "toy"], 8, "toy"),
         (&["stop", "no-such-run"], 8, "no-such-run"),

@@ -112,6 +112,7 @@ fn a_run_that_loses_worker_after_worker_takes_every_step_once_and_ends_in_the_sa
     let mut moments = Moments::new("many kills", 0);
     let total = finished().machine.newest_images().unwrap();
     let mut run = machine.launch(&["--workers", "3"]);
+    let mut struck: Option<i64> = None;
     let mut kills = 0;
     for images in (32..total).step_by(64) {
         run.wait_for_images(images);
@@ -121,8 +122,11 @@ fn a_run_that_loses_worker_after_worker_takes_every_step_once_and_ends_in_the_sa
         let Some(status) = (status.code == 0).then(|| status.json()) else { break };
         let ranks = status["workers"].as_array().unwrap().iter().filter(|worker| !worker["rank"].is_null());
         let pids: Vec<i64> = ranks.filter_map(|worker| worker["pid"].as_i64()).collect();
-        if status["phase"] == "running" && pids.len() > 1 {
-            processes::signal(pids[moments.below(pids.len() as u64) as usize] as i32, Signal::SIGKILL);
+        // one of two who are dead already is not another one: nobody would be left who holds the state
+        if status["phase"] == "running" && pids.len() > 1 && !struck.is_some_and(|pid| pids.contains(&pid)) {
+            let pid = pids[moments.below(pids.len() as u64) as usize];
+            processes::signal(pid as i32, Signal::SIGKILL);
+            struck = Some(pid);
             kills += 1;
         }
     }

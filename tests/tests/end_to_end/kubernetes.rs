@@ -84,14 +84,15 @@ fn what_no_pod_would_find_is_refused() {
     machine.experiment(&tests::experiment::Experiment::tiny());
     let submit = |more: &[&str]| machine.ask(&[&["submit", "k8s", "toy.toml", "--image", "ganfleet"], more].concat());
     let volume = format!("all:{}", machine.path("").display());
+    let only = |name: &str| format!("{name}:{}", machine.path(name).display());
     for (more, code, said) in [
         (&["-o", "yaml"][..], 3, "data.source: "),
-        (&["--volume", &format!("images:{}", machine.path("images").display()), "-o", "yaml"], 3, "checkpoint.url: "),
+        (&["--volume", &only("images"), "--volume", &only("cache"), "-o", "yaml"], 3, "checkpoint.url: "),
+        (&["--volume", &only("images"), "--volume", &only("runs"), "-o", "yaml"], 3, "data.cache: "),
         (&["--volume", "images", "-o", "yaml"], 2, "CLAIM:/PATH"),
         (&["--volume", &volume, "--set", "name=a.b", "-o", "yaml"], 3, "no name for Kubernetes"),
         (&["--volume", &volume, "--set", "name=3d", "-o", "yaml"], 3, "a letter first"),
         (&["--volume", &volume, "--volume", &volume, "-o", "yaml"], 2, "two claims on one path"),
-        (&["--volume", &volume, "--set", "data.cache=/elsewhere", "-o", "yaml"], 3, "data.cache: "),
         (&["--volume", &volume, "--credentials", "missing", "-o", "yaml"], 3, "missing"),
     ] {
         let answer = submit(more);
