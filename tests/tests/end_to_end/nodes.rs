@@ -6,6 +6,7 @@ use serde_json::Value;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 use tests::experiment::Experiment;
+use tests::launched::Launched;
 use tests::machine::Machine;
 use tests::processes;
 use tests::{PATIENCE, until};
@@ -24,6 +25,16 @@ fn code(node: &mut Child) -> Option<i32> {
 
 fn world(world: u64) -> impl Fn(&Value) -> bool {
     move |event: &Value| event["decision"]["reason"] == "formed" && event["decision"]["world"] == world
+}
+
+/// A run of which one worker is the coordinator's, and one a node's, well under way.
+fn half_of_a_run(machine: &Machine) -> (Launched<'_>, Child) {
+    machine.experiment(&Experiment::tiny());
+    let mut run = machine.launch(&["--local", "1"]);
+    let address = run.wait_for("launched")["address"].as_str().unwrap().to_owned();
+    let node = node(machine, &address, "1", &[]);
+    run.wait_for_images(64);
+    (run, node)
 }
 
 /// A place is filled anew with every worker that dies, and the node ends with the run.
@@ -52,11 +63,7 @@ fn a_node_starts_its_workers_anew_and_ends_with_the_run() {
 #[test]
 fn a_node_that_is_told_to_leave_costs_no_step() {
     let machine = Machine::new().with_env("GANFLEET_TOKEN", TOKEN);
-    machine.experiment(&Experiment::tiny());
-    let mut run = machine.launch(&["--local", "1"]);
-    let address = run.wait_for("launched")["address"].as_str().unwrap().to_owned();
-    let mut node = node(&machine, &address, "1", &[]);
-    run.wait_for_images(64);
+    let (run, mut node) = half_of_a_run(&machine);
     for _ in 0..3 {
         // a scheduler says it more than once
         processes::signal(node.id() as i32, Signal::SIGTERM);
@@ -74,11 +81,7 @@ fn a_node_that_is_told_to_leave_costs_no_step() {
 #[test]
 fn workers_of_a_node_that_is_killed_leave() {
     let machine = Machine::new().with_env("GANFLEET_TOKEN", TOKEN);
-    machine.experiment(&Experiment::tiny());
-    let mut run = machine.launch(&["--local", "1"]);
-    let address = run.wait_for("launched")["address"].as_str().unwrap().to_owned();
-    let mut node = node(&machine, &address, "1", &[]);
-    run.wait_for_images(64);
+    let (mut run, mut node) = half_of_a_run(&machine);
     node.kill().unwrap();
     node.wait().unwrap();
     run.wait_where("a generation without its worker", world(1));

@@ -1,9 +1,10 @@
 //! What a node does when one of its workers has ended: start another one, soon or later, or leave the place empty.
 //!
 //! What would happen again is not tried again. Whatever else ends a worker (a crash, memory, a coordinator that is away) may be over
-//! soon: it is tried again, ever less often, until nothing has held for as long as patience lasts.
+//! soon: it is tried again, ever less often, until nothing has held for as long as patience lasts, or too many have ended within an hour.
 
 use common::exit::{Exit, ExitStatus};
+use std::collections::VecDeque;
 use std::time::Duration;
 
 /// Before the first new start, and the longest pause before any.
@@ -11,6 +12,10 @@ const PAUSE: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// A worker that lived so long has worked: what ends it is not what ended those before it.
 const HELD: Duration = Duration::from_secs(60);
+
+/// So many ends within this time, and what ends them does not pass: each costs the others a meeting.
+const ENDS: usize = 20;
+const WITHIN: Duration = Duration::from_secs(3600);
 
 /// What follows from the end of a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,13 +33,15 @@ pub struct Restarts {
     /// Ends without anything that held before, and when the first of them began.
     failures: u32,
     since: Duration,
+    /// When the last ones ended.
+    ends: VecDeque<Duration>,
 }
 
 impl Restarts {
     /// A place of which nothing is known yet, given up after `patience` without a worker that held.
     #[must_use]
     pub fn new(patience: Duration) -> Self {
-        Self { patience, failures: 0, since: Duration::ZERO }
+        Self { patience, failures: 0, since: Duration::ZERO, ends: VecDeque::new() }
     }
 
     /// A worker that was started at `started` has ended at `now`.
@@ -57,7 +64,9 @@ impl Restarts {
         }
         self.failures += 1;
         let pause = PAUSE.saturating_mul(1 << (self.failures - 1).min(16)).min(PAUSE_MAX);
-        match now.saturating_sub(self.since) > self.patience {
+        self.ends.push_back(now);
+        self.ends.retain(|end| now.saturating_sub(*end) <= WITHIN);
+        match now.saturating_sub(self.since) > self.patience || self.ends.len() > ENDS {
             true => Next::Over(exit),
             false => Next::Again(pause),
         }
@@ -112,6 +121,22 @@ mod tests {
         // long after those, it held for a minute: not the third failure
         assert_eq!(place.ended(ExitStatus::Signal(11), s(5004), s(9000)), Next::Again(s(1)));
         assert_eq!(place.ended(ExitStatus::Unknown, s(9001), s(9020)), Next::Over(Exit::WorkerLost));
+    }
+
+    /// Ones that prepare for longer than a minute, and die.
+    #[test]
+    fn too_many_within_an_hour_are_no_chance() {
+        let after = |lifetime: u64| {
+            let mut place = Restarts::new(s(600));
+            let mut now = s(0);
+            (0..1000).position(|_| {
+                let started = now;
+                now += s(lifetime);
+                place.ended(ExitStatus::Signal(9), started, now) == Next::Over(Exit::WorkerLost)
+            })
+        };
+        assert_eq!(after(90), Some(ENDS));
+        assert_eq!(after(400), None);
     }
 
     #[test]
