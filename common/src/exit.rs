@@ -41,6 +41,9 @@ impl From<Exit> for std::process::ExitCode {
 }
 
 impl Exit {
+    /// Ends that would come again wherever it is tried again, until a person has mended their cause.
+    pub const LASTING: [Self; 5] = [Self::Usage, Self::Config, Self::Data, Self::Storage, Self::Diverged];
+
     /// The exit of a child process, where its code is one of ours.
     #[must_use]
     pub fn from_code(code: i32) -> Option<Self> {

@@ -1,7 +1,8 @@
 //! The operator's interrupts: SIGINT, SIGTERM and SIGHUP, one message each, in the order in which they come.
 //!
 //! A SIGTERM or SIGHUP that is repeated, or follows the other, says nothing new: schedulers send it to a job's script and to all that it
-//! started, which hand it on, and the end of a session sends both. Whoever presses Ctrl-C again means it. A SIGHUP that is ignored already stays so: that is what `nohup` is for.
+//! started, which hand it on, and the end of a session sends both. Whoever presses Ctrl-C again means it. A SIGHUP that is ignored already
+//! stays so: that is what `nohup` is for.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -161,7 +161,9 @@ impl<'a> Places<'a> {
             self.due.remove(&slot);
             self.spawned += 1;
             let recipe = self.recipe.for_place(slot, self.spawned);
-            let started = self.began.elapsed();
+            if let Some(place) = self.places.get_mut(&slot) {
+                place.started = self.began.elapsed();
+            }
             match self.supervisor.spawn(&recipe) {
                 Ok(pid) => {
                     tracing::info!("place {slot}: worker {} is process {pid}", recipe.worker);
@@ -171,9 +173,6 @@ impl<'a> Places<'a> {
                     tracing::error!("place {slot}: {} cannot be started: {error}", recipe.program.display());
                     self.empty(slot, ExitStatus::Code(Exit::Internal as i32));
                 }
-            }
-            if let Some(place) = self.places.get_mut(&slot) {
-                place.started = started;
             }
         }
     }

@@ -112,7 +112,7 @@ pub(crate) fn is_fatal(cause: &Cause) -> bool {
         _ => None,
     };
     let exit = code.and_then(Exit::from_code);
-    matches!(exit, Some(Exit::Usage | Exit::Config | Exit::Data | Exit::Storage | Exit::Diverged))
+    exit.is_some_and(|exit| Exit::LASTING.contains(&exit))
 }
 
 /// The exit code that a reason earns: a worker's own code where trying again would not help, else "worker lost".

@@ -35,8 +35,6 @@ const RESTARTS: u32 = 100;
 const PATIENCE: u32 = 3600;
 /// Longest name of a run: names of pods are labels, and have something behind it.
 const NAME_MAX: usize = 40;
-/// Exit codes that would come again.
-const FINAL: [Exit; 5] = [Exit::Usage, Exit::Config, Exit::Data, Exit::Storage, Exit::Diverged];
 
 /// What Kubernetes is told.
 #[derive(Clone, Debug, Args)]
@@ -77,7 +75,7 @@ pub struct KubernetesArgs {
     /// Folder that `coordinator credentials make` has made [default: made for this run]
     #[arg(long, env = "GANFLEET_CREDENTIALS", value_name = "FOLDER")]
     pub credentials: Option<PathBuf>,
-    /// Print the manifests, with their secrets, and do nothing else: the same as --dry-run
+    /// Print the manifests, with their secrets (which are made where there are none), and apply nothing; --dry-run is -o yaml
     #[arg(long, short, value_enum)]
     pub output: Option<Output>,
 }
@@ -321,7 +319,7 @@ impl Of<'_> {
     fn command(&self, party: Party) -> Vec<String> {
         let (nodes, each) = (self.args.job.nodes, self.args.job.workers_per_node());
         let deadline = (self.args.grace - LEFT).to_string();
-        let words: Vec<String> = match party {
+        match party {
             Party::Coordinator => vec![
                 "coordinator".into(),
                 "launch".into(),
@@ -344,8 +342,7 @@ impl Of<'_> {
                 format!("--grace={deadline}"),
                 format!("--patience={PATIENCE}"),
             ],
-        };
-        words
+        }
     }
 
     fn pod(&self, party: Party) -> Value {
@@ -439,7 +436,7 @@ impl Of<'_> {
             "podFailurePolicy": {"rules": [
                 {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
                 {"action": "FailJob", "onExitCodes": {
-                    "containerName": party.name(), "operator": "In", "values": FINAL.map(|exit| exit as u8),
+                    "containerName": party.name(), "operator": "In", "values": Exit::LASTING.map(|exit| exit as u8),
                 }},
             ]},
             "template": self.pod(party),

@@ -52,12 +52,9 @@ impl Restarts {
         };
         match exit {
             // the run is over, or the place is not needed any more
-            Exit::Ok | Exit::Interrupted => return Next::Over(exit),
-            // the same would happen again
-            Exit::Usage | Exit::Config | Exit::Data | Exit::Storage | Exit::Diverged | Exit::Again => {
-                return Next::Over(exit);
-            }
-            Exit::Internal | Exit::WorkerLost | Exit::Orphaned | Exit::Network => {}
+            Exit::Ok | Exit::Interrupted | Exit::Again => return Next::Over(exit),
+            _ if Exit::LASTING.contains(&exit) => return Next::Over(exit),
+            _ => {}
         }
         if self.failures == 0 || now.saturating_sub(started) >= HELD {
             (self.failures, self.since) = (0, now);
