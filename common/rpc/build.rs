@@ -3,6 +3,9 @@
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto/control.proto");
     let files = protox::compile(["proto/control.proto"], ["proto"])?;
-    tonic_prost_build::configure().bytes(".ganfleet.v1.Assign.roster").compile_fds(files)?;
+    tonic_prost_build::configure()
+        .bytes(".ganfleet.v1.Assign.roster")
+        .bytes(".ganfleet.v1.Meeting.roster")
+        .compile_fds(files)?;
     Ok(())
 }

@@ -5,6 +5,7 @@ use crate::config_cli::ConfigCommand;
 use crate::credentials::CredentialsCommand;
 use crate::display::{Style, line};
 use crate::doctor::DoctorArgs;
+use crate::entrance::Entrance;
 use crate::failure::Failure;
 use crate::launch::{Begin, Options, launch};
 use crate::operate::operate;
@@ -18,7 +19,6 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use common::exit::Exit;
 use common::families::elsewhere::Format;
 use rpc::operate_request::Command as Question;
-use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -188,22 +188,12 @@ pub struct How {
     /// How many of them to start here; the others come by `worker join` [default: all]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=4096))]
     local: Option<u32>,
-    /// Address for workers and operators
-    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:0")]
-    listen: SocketAddr,
-    /// Address that workers from elsewhere are told, where it is another: every address is listened on, or something between rewrites them
-    /// [default port: the one that is listened on]
-    #[arg(long, value_name = "HOST[:PORT]", value_parser = reachable)]
-    advertise: Option<String>,
+    /// Where workers and operators come.
+    #[command(flatten)]
+    entrance: Entrance,
     /// Write the address that workers from elsewhere are told into this file, once there is one
     #[arg(long, value_name = "FILE")]
     address_file: Option<PathBuf>,
-    /// Folder that `coordinator credentials make` has made: connections are then encrypted, and both sides prove who they are
-    #[arg(long, env = "GANFLEET_CREDENTIALS", value_name = "FOLDER")]
-    credentials: Option<PathBuf>,
-    /// Allow --listen beyond this machine although nothing is encrypted
-    #[arg(long)]
-    insecure: bool,
     /// Seconds that the workers have for their last checkpoint after a stop
     #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     stop_deadline: u64,
@@ -232,27 +222,6 @@ impl How {
     }
 }
 
-/// An address that others can be told, with a port or without.
-fn reachable(text: &str) -> Result<String, String> {
-    let wrong = || "expected HOST or HOST:PORT ([IP]:PORT for IPv6)".to_owned();
-    if let Ok(ip) = text.parse::<IpAddr>() {
-        return if ip.is_unspecified() { Err(wrong()) } else { Ok(host_of(ip)) };
-    }
-    let (host, port) = match text.rsplit_once(':') {
-        Some((host, port)) => (host, port.parse::<u16>().map_err(|_| wrong())?),
-        None => (text, 1),
-    };
-    match (host, port) {
-        ("" | "0.0.0.0" | "[::]", _) | (_, 0) => Err(wrong()),
-        _ => Ok(text.to_owned()),
-    }
-}
-
-/// An IP as a host of HOST:PORT.
-fn host_of(ip: IpAddr) -> String {
-    if ip.is_ipv6() { format!("[{ip}]") } else { ip.to_string() }
-}
-
 /// A run on this machine.
 #[derive(Debug, Args)]
 pub struct Target {
@@ -273,11 +242,8 @@ impl From<How> for Options {
         Self {
             overrides: Overrides { set: how.set, workers: how.workers },
             local: how.local,
-            listen: how.listen,
-            advertise: how.advertise,
+            entrance: how.entrance,
             address_file: how.address_file,
-            credentials: how.credentials,
-            insecure: how.insecure,
             stop_deadline: Duration::from_secs(how.stop_deadline),
             chaos: how.chaos,
             style,

@@ -18,6 +18,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::server::{Router, TcpIncoming};
 use trust::{CA, Credentials, IDENTITY, Party};
 
 /// Handshakes at one time: the others wait.
@@ -33,6 +34,23 @@ const QUEUE: usize = 64;
 const PAUSE: Duration = Duration::from_millis(50);
 /// Least time between two lines about refusals.
 const LINES: Duration = Duration::from_secs(10);
+
+/// Serves on a listener, through its door if it has one, until the task is aborted or dropped with its runtime.
+///
+/// # Errors
+/// The listener fails.
+pub async fn serve(
+    router: Router,
+    listener: TcpListener,
+    door: Option<Door>,
+    refusals: Arc<Refusals>,
+) -> Result<(), tonic::transport::Error> {
+    match door {
+        // an order that waits for an acknowledgement is 40 ms late
+        None => router.serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true))).await,
+        Some(door) => router.serve_with_incoming(door.incoming(listener, refusals)).await,
+    }
+}
 
 /// Which files they are and when they were written: what is renewed is another file.
 type Stamp = [Option<(u64, SystemTime)>; 2];

@@ -58,13 +58,14 @@ pub(crate) async fn take_over(
         stage.display.show(&News::Note(text.into()));
     }
 
-    let deaf = |error| Failure::new(Exit::Network, format!("cannot listen on {}: {error}", options.listen));
-    let listener = listen(options.listen, predecessor.address).map_err(deaf)?;
+    let entrance = &options.entrance;
+    let deaf = |error| entrance.deaf(&error);
+    let listener = listen(entrance.listen, predecessor.address).map_err(deaf)?;
     let address = listener.local_addr().map_err(deaf)?;
     // as the one before said it, where this one listens at its place
     let kept = held.predecessor().0.and_then(|control| control.advertise);
     let kept = kept.filter(|_| predecessor.address == Some(address));
-    let advertise = options.advertise.as_ref().map(|_| options.public(address)).or(kept);
+    let advertise = entrance.advertise.as_ref().map(|_| entrance.public(address)).or(kept);
     let public = advertise.clone().unwrap_or_else(|| address.to_string());
     if address.ip().is_unspecified() && advertise.is_none() {
         let message = format!("--listen {address} is every address of this machine: name one with --advertise HOST");

@@ -3,6 +3,7 @@
 //! Judged before anything is spent; nothing is opened here. The files themselves are `trust`'s.
 
 use crate::admission::Token;
+use crate::entrance::Entrance;
 use crate::failure::Failure;
 use crate::launch::Options;
 use crate::state::{Held, write_private};
@@ -22,7 +23,7 @@ const CREDENTIALS: &str = "GANFLEET_CREDENTIALS";
 
 /// Whether workers from elsewhere have a place, and an address to go to.
 pub(crate) fn places(local: u32, workers: u32, options: &Options) -> Result<(), Failure> {
-    let listen = options.listen;
+    let Entrance { listen, advertise, .. } = &options.entrance;
     if local > workers {
         let message = format!("--local {local} is more than the {workers} workers of the run: raise --workers too");
         return Err(Failure::new(Exit::Usage, message));
@@ -34,7 +35,7 @@ pub(crate) fn places(local: u32, workers: u32, options: &Options) -> Result<(), 
         );
         return Err(Failure::new(Exit::Usage, message));
     }
-    if local < workers && listen.ip().is_unspecified() && options.advertise.is_none() {
+    if local < workers && listen.ip().is_unspecified() && advertise.is_none() {
         let message = format!(
             "--listen {listen} is every address of this machine, and workers from elsewhere must be told one: name it with \
              --advertise HOST"
@@ -53,36 +54,6 @@ pub(crate) fn token() -> Result<Option<Token>, Failure> {
         Err(std::env::VarError::NotUnicode(_)) => wrong("is not UTF-8 text: give letters and digits".to_owned()),
         Err(std::env::VarError::NotPresent) => Ok(None),
     }
-}
-
-/// What this coordinator proves itself with; beyond this machine it must, unless the network is said to be trusted.
-pub(crate) fn credentials(options: &Options, starts: bool) -> Result<Option<Credentials>, Failure> {
-    if options.insecure && options.credentials.is_some() {
-        let message = "--insecure stands beside credentials: leave one of them out, or unset GANFLEET_CREDENTIALS";
-        return Err(Failure::new(Exit::Usage, message));
-    }
-    let Some(folder) = &options.credentials else {
-        return match options.listen.ip().is_loopback() || options.insecure {
-            true => Ok(None),
-            false => {
-                let message = format!(
-                    "listening on {} lets others on the network try. Make credentials, `coordinator credentials make FOLDER`, and launch \
-                     with --credentials FOLDER; or add --insecure if everybody on that network is trusted",
-                    options.listen
-                );
-                Err(Failure::new(Exit::Usage, message))
-            }
-        };
-    };
-    let refused = |error| Failure::new(Exit::Config, error);
-    let folder = std::path::absolute(folder).map_err(|error| refused(error.to_string()))?;
-    let now = SystemTime::now();
-    let read = |party| Credentials::read(&folder, party, now).map_err(|error| refused(error.to_string()));
-    let ours = read(Party::Coordinator)?;
-    if starts {
-        read(Party::Worker)?;
-    }
-    Ok(Some(ours))
 }
 
 /// What a successor proves itself with: what workers at work expect, whether that was `given` anew or not.

@@ -8,9 +8,10 @@ use crate::chaos::{self, Chaos};
 use crate::display::{Display, Style};
 use crate::door::Door;
 use crate::driver::{Drive, Driver, Keep, Plan, tell};
+use crate::entrance::Entrance;
 use crate::failure::Failure;
 use crate::follow::take_over;
-use crate::invite::{credentials, inherited, invitation, places, recipe, token, written};
+use crate::invite::{inherited, invitation, places, recipe, token, written};
 use crate::journal::{Header, Journal};
 use crate::origin::{self, Origin, Overrides, Resume};
 use crate::prepare::{Prepared, prepare};
@@ -28,7 +29,6 @@ use common::config::resolved::{Backend, RunConfig};
 use common::exit::Exit;
 use common::ids::{Generation, ImagesSeen};
 use coordinator_core::{Entry, Memory, OnLoss, Outcome, Policy, Reason};
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use storage::{Content, Lease, Patience, Run};
@@ -89,33 +89,16 @@ pub struct Options {
     pub overrides: Overrides,
     /// How many of the workers to start on this machine; `None` is all.
     pub local: Option<u32>,
-    /// Where to listen.
-    pub listen: SocketAddr,
-    /// Where it is reached, if elsewhere.
-    pub advertise: Option<String>,
+    /// Where workers and operators come.
+    pub entrance: Entrance,
     /// File that tells where it is reached.
     pub address_file: Option<PathBuf>,
-    /// Folder of the credentials of coordinator and workers.
-    pub credentials: Option<PathBuf>,
-    /// Allow listening beyond this machine without encryption.
-    pub insecure: bool,
     /// Time for the last checkpoint after a stop.
     pub stop_deadline: Duration,
     /// Plan of faults on purpose.
     pub chaos: Option<PathBuf>,
     /// How to show it.
     pub style: Style,
-}
-
-impl Options {
-    /// Where workers from elsewhere reach a coordinator that listens at `address`.
-    pub(crate) fn public(&self, address: SocketAddr) -> String {
-        match &self.advertise {
-            None => address.to_string(),
-            Some(told) if told.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok()) => told.clone(),
-            Some(host) => format!("{host}:{}", address.port()),
-        }
-    }
 }
 
 /// Runs a training to its end and returns the exit code.
@@ -135,7 +118,7 @@ async fn begin_at(begin: Begin, options: &Options, display: &mut Display) -> Res
     let attaches = matches!(begin, Begin::Attach { .. });
     // who attaches starts no workers unless it is said
     let starts = options.local.map_or(!attaches, |local| local > 0);
-    let credentials = credentials(options, starts)?;
+    let credentials = options.entrance.proof(starts)?;
     let mut interrupts = signals::catch().map_err(|error| Failure::new(Exit::Internal, error))?;
     let chaos = options.chaos.as_deref().map(chaos::read).transpose()?.unwrap_or_default();
     let (worker, token) = (machine::worker_binary()?, token()?);
@@ -307,16 +290,17 @@ async fn begin_and_drive(
     for (name, text, content) in config_files {
         origin.run.put_file(name, text.into(), content).await?;
     }
-    let deaf = |error| Failure::new(Exit::Network, format!("cannot listen on {}: {error}", options.listen));
-    let listener = server::listen(options.listen).map_err(deaf)?;
+    let entrance = &options.entrance;
+    let deaf = |error| entrance.deaf(&error);
+    let listener = server::listen(entrance.listen).map_err(deaf)?;
     let address = listener.local_addr().map_err(deaf)?;
     let workers = origin::workers(&options.overrides, &origin.config);
     let local = options.local.unwrap_or(workers);
     let policy = policy(&origin.config, (workers, local), options);
     let leased = origin.create_only && !found.blind;
-    let public = options.public(address);
+    let public = entrance.public(address);
     let (tenure, epoch, nonce) = hold(&origin.run, leased, found.epoch, &public, policy.patience).await?;
-    let advertise = options.advertise.as_ref().map(|_| public.clone());
+    let advertise = entrance.advertise.as_ref().map(|_| public.clone());
     held.announce(&address.to_string(), &origin.run.url(), epoch, token, stage.credentials, advertise)?;
     written(options.address_file.as_deref(), &public)?;
 

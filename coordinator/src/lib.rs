@@ -17,7 +17,7 @@
 //! | [`records`] | `metrics.jsonl`, `ledger.jsonl` and `log.txt` |
 //! | [`chaos`](mod@chaos) | faults on purpose |
 //! | [`view`], [`render`], [`display`] | what is shown: as data, as text, on which screen |
-//! | `invite` | how workers come: address, proofs, how those of this machine are started |
+//! | [`entrance`], `invite` | where a coordinator is reached, and how workers come: proofs, how those of this machine are started |
 //! | [`door`], [`credentials`](mod@credentials) | who is let in off loopback, and with what |
 //! | [`state`], [`operate`](mod@operate) | finding and asking the coordinator of a run on this machine |
 //! | [`plot`](mod@plot) | the curves of a run as a picture |
@@ -38,6 +38,7 @@ pub mod display;
 pub mod doctor;
 pub mod door;
 pub mod driver;
+pub mod entrance;
 pub mod failure;
 mod follow;
 mod invite;

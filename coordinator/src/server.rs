@@ -4,7 +4,7 @@
 //! life without news, as the core calls it, waits until the driver looks for such.
 
 use crate::admission::{self, Token};
-use crate::door::{Door, Refusals};
+use crate::door::{self, Door, Refusals};
 use crate::wire;
 use coordinator_core::{Command, SessionId, Standing, WorkerId};
 use rpc::control_server::{Control, ControlServer};
@@ -20,7 +20,6 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 
 /// Longest message in bytes.
@@ -181,11 +180,7 @@ pub async fn serve(
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
     let router = tonic::transport::Server::builder().concurrency_limit_per_connection(32).add_service(service);
-    match door {
-        // an order that waits for an acknowledgement is 40 ms late
-        None => router.serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true))).await,
-        Some(door) => router.serve_with_incoming(door.incoming(listener, told)).await,
-    }
+    door::serve(router, listener, door, told).await
 }
 
 #[tonic::async_trait]

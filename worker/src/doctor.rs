@@ -2,9 +2,10 @@
 
 use crate::environment;
 use crate::failure::Failure;
+use children::gpus;
 use native::cuda::Cuda;
 use native::nccl::Library;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::io::Write;
 
 /// Says it on standard output.
@@ -12,9 +13,16 @@ use std::io::Write;
 /// # Errors
 /// Nobody reads it.
 pub fn say(cuda: &Cuda) -> Result<(), Failure> {
+    let said = writeln!(std::io::stdout(), "{}", findings(cuda));
+    said.map_err(|error| Failure::Io { doing: "say what was found".to_owned(), error })
+}
+
+/// What is found.
+#[must_use]
+pub fn findings(cuda: &Cuda) -> Value {
     let loaded = matches!(cuda, Cuda::Loaded(_));
     let nccl = Library::load(&environment::library_folders());
-    let found = json!({
+    json!({
         "build": env!("CARGO_PKG_VERSION"),
         "libtorch": environment::LIBTORCH,
         "isa": environment::isa(),
@@ -24,11 +32,10 @@ pub fn say(cuda: &Cuda) -> Result<(), Failure> {
             Cuda::NoLibrary => "no library",
             Cuda::Failed(why) => why,
         },
+        "devices": gpus::visible().len(),
         "gpus": if loaded { tch::Cuda::device_count() } else { 0 },
         "nccl": nccl.as_ref().ok().map(|library| format!("version {}, {}", library.version(), library.found().display())),
         "nccl_trouble": nccl.err().map_or_else(String::new, |error| error.to_string()),
         "cache": environment::cache_folder(),
-    });
-    let said = writeln!(std::io::stdout(), "{found}");
-    said.map_err(|error| Failure::Io { doing: "say what was found".to_owned(), error })
+    })
 }

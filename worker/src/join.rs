@@ -3,6 +3,7 @@
 //! Whatever does not need the other ranks is done before a place is asked for, so that a newcomer costs those at work nothing
 //! but the meeting. A generation that is lost leaves this worker with its state, ready for the next one.
 
+use crate::address;
 use crate::chaos::Ordeal;
 use crate::checkpoint::{self, Checkpoints, FinishError, Identity};
 use crate::communicator::Communicator;
@@ -28,7 +29,7 @@ use common::ids::{Generation, ImagesSeen};
 use common::ledger::Class;
 use native::cuda::Cuda;
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use storage::Store;
@@ -61,18 +62,7 @@ pub fn join(
     cuda: &Cuda,
 ) -> Result<Exit, Failure> {
     limits::prepare()?;
-    let towards = || address_towards(&reach.address).map(|ip| SocketAddr::new(ip, 0));
-    let place = listen.map_or_else(towards, Ok)?;
-    if place.ip().is_unspecified() {
-        let message =
-            format!("--listen {place} is every address of this machine: name the one where the others reach it");
-        return Err(Failure::Usage(message));
-    }
-    if let Some(told) = advertise.filter(|told| told.ip().is_unspecified() || told.port() == 0) {
-        return Err(Failure::Usage(format!("--advertise {told} is no address that others can reach")));
-    }
-    let listener = Listener::bind(place)?;
-    let peer = advertise.unwrap_or(listener.address());
+    let (listener, peer) = address::listener(&reach.address, listen, advertise)?;
     let device = device(cuda);
     let name = match device {
         Device::Cuda(i) => format!("cuda:{i}"),
@@ -213,7 +203,7 @@ impl Worker {
     fn take_part(&mut self, agent: &Agent, assignment: &Assignment) -> Result<Ending, Failure> {
         let began = Instant::now();
         let rank = assignment.rank.0;
-        let peers = addresses(&assignment.peers)?;
+        let peers = address::all(&assignment.peers)?;
         let threads = environment::threads(&self.config, &peers, rank);
         tch::set_num_threads(threads as i32);
         let environment = environment::facts(threads, self.device);
@@ -463,25 +453,6 @@ fn device(cuda: &Cuda) -> Device {
             Device::Cpu
         }
     }
-}
-
-/// The address of this machine by which the coordinator at `address` is reached: where peers reach it too.
-fn address_towards(address: &str) -> Result<IpAddr, Failure> {
-    let authority = address.rsplit_once("://").map_or(address, |(_, rest)| rest).trim_end_matches('/');
-    let unreachable = |error| Failure::Unreachable { address: authority.to_owned(), error };
-    let mut last = std::io::Error::from(std::io::ErrorKind::AddrNotAvailable);
-    for candidate in authority.to_socket_addrs().map_err(unreachable)? {
-        match TcpStream::connect_timeout(&candidate, PATIENCE).and_then(|stream| stream.local_addr()) {
-            Ok(local) => return Ok(local.ip()),
-            Err(error) => last = error,
-        }
-    }
-    Err(unreachable(last))
-}
-
-fn addresses(peers: &[String]) -> Result<Vec<SocketAddr>, Failure> {
-    let parse = |peer: &String| peer.parse().map_err(|e| Failure::Usage(format!("peer address {peer}: {e}")));
-    peers.iter().map(parse).collect()
 }
 
 fn tell_differences(

@@ -3,6 +3,7 @@
 //!
 //! Refuses to know which machine it is on, who else trains (the coordinator says so), and how objects are stored.
 
+pub mod address;
 pub mod alike;
 mod chaos;
 pub mod checkpoint;
@@ -10,6 +11,7 @@ pub mod communicator;
 pub mod doctor;
 pub mod environment;
 pub mod evaluate;
+pub mod examined;
 pub mod export;
 pub mod failure;
 pub mod generate;

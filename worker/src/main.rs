@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 use worker::failure::Failure;
 use worker::node::{self, Node};
-use worker::{doctor, environment, export, import, join, prepare, sample, translate};
+use worker::{doctor, environment, examined, export, import, join, prepare, sample, translate};
 
 #[derive(Parser)]
 #[command(name = "worker", version, about = "One training process of a Ganfleet run")]
@@ -57,8 +57,23 @@ enum Command {
         #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=86_400))]
         grace: u64,
     },
-    /// Say what this program finds on this machine, as JSON: libraries, GPUs, places.
-    Doctor,
+    /// Say what this program finds on this machine, as JSON: libraries, GPUs, places. With ADDRESS (HOST:PORT), take part as one of the hosts
+    /// that `coordinator doctor --hosts` looks at there.
+    Doctor {
+        address: Option<String>,
+        /// Folder of this host's credentials.
+        #[arg(long, env = "GANFLEET_CREDENTIALS", value_name = "FOLDER")]
+        credentials: Option<PathBuf>,
+        /// As `worker join` would: where other hosts reach this one.
+        #[arg(long, value_name = "IP[:PORT]", value_parser = place, requires = "address")]
+        listen: Option<SocketAddr>,
+        /// Where they reach it instead, if something between rewrites addresses.
+        #[arg(long, value_name = "IP:PORT", requires = "listen")]
+        advertise: Option<SocketAddr>,
+        /// The coordinator is waited for so long.
+        #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(0..=3600))]
+        patience: u64,
+    },
     /// Prepare the training images of the resolved configuration on standard input (JSON).
     Prepare,
     /// Make images from a checkpoint.
@@ -137,14 +152,17 @@ fn main() {
     }
     let outcome = match Cli::parse().command {
         Command::Join { address, credentials, listen, advertise } => {
-            let token = std::env::var("GANFLEET_TOKEN").unwrap_or_default().trim().to_owned();
-            join::join(Reach { address, token, credentials }, listen, advertise, &cuda)
+            join::join(Reach { address, token: token(), credentials }, listen, advertise, &cuda)
         }
         Command::Node { address, credentials, listen, workers, patience, grace } => {
             let (patience, grace) = (Duration::from_secs(patience), Duration::from_secs(grace));
             node::node(&Node { address, credentials, listen, workers, patience, grace })
         }
-        Command::Doctor => doctor::say(&cuda).map(|()| Exit::Ok),
+        Command::Doctor { address: Some(address), credentials, listen, advertise, patience } => {
+            let reach = Reach { address, token: token(), credentials };
+            examined::examined(&reach, listen, advertise, Duration::from_secs(patience), &cuda)
+        }
+        Command::Doctor { .. } => doctor::say(&cuda).map(|()| Exit::Ok),
         Command::Prepare => prepare::from_stdin().map(|()| Exit::Ok),
         Command::Sample { url, seeds, out, s3 } => {
             s3_settings(s3.as_deref()).and_then(|s3| sample::sample(&url, &seeds, &out, &s3)).map(|()| Exit::Ok)
@@ -166,6 +184,11 @@ fn main() {
     // whoever read it may have gone
     let _ = std::io::stdout().flush();
     native::end(exit as u8)
+}
+
+/// The run's token, as the environment gives it.
+fn token() -> String {
+    std::env::var("GANFLEET_TOKEN").unwrap_or_default().trim().to_owned()
 }
 
 /// An address with a port, or with any.

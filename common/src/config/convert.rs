@@ -95,6 +95,7 @@ impl Check<'_> {
             pool_size: self.need("model.pool_size", raw.pool_size, 0),
             upscale: self.need("model.upscale", raw.upscale, cyclegan::Upscale::Transposed),
             residual: self.need("model.residual", raw.residual, false),
+            skips: self.need("model.skips", raw.skips, false),
             average: self.need("model.average", raw.average, false),
             augment: self.need("model.augment", raw.augment, 0.0),
         }

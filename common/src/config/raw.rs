@@ -118,7 +118,7 @@ pub struct RawCycleGan {
     pub g_blocks: Option<u32>,
     /// Layers of a generator that halve the side before the blocks, and double it after: 2; for images of 64 pixels 1 keeps more of
     /// them.
-    #[schemars(range(min = 1, max = 4))]
+    #[schemars(range(min = 0, max = 4))]
     pub g_downs: Option<u32>,
     /// Feature maps of a discriminator's first layer.
     #[schemars(range(min = 1, max = 1024))]
@@ -145,6 +145,9 @@ pub struct RawCycleGan {
     /// Whether a generator makes what is to be added to its input, and not the image itself: what need not change is then sharp from the
     /// first step.
     pub residual: Option<bool>,
+    /// Whether what a generator has before it halves the side is added to what it has after it doubles it again: edges then need not pass
+    /// through fewer pixels.
+    pub skips: Option<bool>,
     /// Whether a moving average of the generators is kept. It then makes the images that people see, and those that are judged.
     pub average: Option<bool>,
     /// Chance with which an image is moved, and with which it is resized, before a discriminator sees it, real or made. 0 shows them as

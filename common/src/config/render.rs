@@ -178,6 +178,7 @@ fn cyclegan(model: &cyclegan::Architecture) -> RawCycleGan {
         pool_size: Some(model.pool_size),
         upscale: Some(model.upscale),
         residual: Some(model.residual),
+        skips: Some(model.skips),
         average: Some(model.average),
         augment: Some(model.augment),
     }

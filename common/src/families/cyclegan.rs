@@ -53,6 +53,9 @@ pub struct Architecture {
     /// Whether a generator makes what is to be added to its input, and not the image itself.
     #[serde(default)]
     pub residual: bool,
+    /// Whether what a generator has before it halves the side is added to what it has after it doubles it again.
+    #[serde(default)]
+    pub skips: bool,
     /// Whether a moving average of the generators is kept, which then makes the images that people see.
     #[serde(default)]
     pub average: bool,
@@ -122,7 +125,7 @@ impl Architecture {
     /// Whether the authors' code can build such generators.
     #[must_use]
     pub fn is_the_authors(&self) -> bool {
-        self.upscale == Upscale::Transposed && self.g_downs == AUTHORS_DOWNS && !self.residual
+        self.upscale == Upscale::Transposed && self.g_downs == AUTHORS_DOWNS && !self.residual && !self.skips
     }
 
     /// Pixels that become one on the way down: sides are multiples of it.
@@ -222,6 +225,7 @@ mod tests {
             pool_size: 50,
             upscale: Upscale::Transposed,
             residual: false,
+            skips: false,
             average: false,
             augment: 0.0,
         }

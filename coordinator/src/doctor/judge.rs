@@ -37,6 +37,8 @@ pub struct Worker {
     pub isa: String,
     /// What came of looking for CUDA: `loaded`, `no driver`, `no library`, or why it failed.
     pub cuda: String,
+    /// GPUs that this process may use.
+    pub devices: u32,
     /// GPUs that libtorch sees.
     pub gpus: u32,
     /// NCCL's version and where it is.
@@ -122,7 +124,7 @@ pub fn cores(workers: u32, gpus: usize, cores: u32) -> Finding {
             format!("{cores} for {workers} workers: they wait for one another"),
             format!("--workers {cores}"),
         ),
-        _ => Finding::good("cores", format!("{cores} for {workers} workers")),
+        _ => Finding::good("cores", format!("{cores} for {workers} worker{}", if workers == 1 { "" } else { "s" })),
     }
 }
 

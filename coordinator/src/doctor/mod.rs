@@ -1,18 +1,25 @@
 //! `coordinator doctor`: what would hinder a run on this machine, found before one begins, each with what to do about it.
 //!
 //! What is there is looked at here; what it means is judged in `judge.rs`, by functions that know no machine. Nothing is changed, but for
-//! an object in the store and a file in each folder that are written and deleted again. Refuses to mend anything.
+//! an object in the store and a file in each folder that are written and deleted again. With `--hosts` the machines that a run is to have
+//! come, and what lies between them is looked at, too (`hosts.rs`). Refuses to mend anything.
 
+mod hosts;
 mod judge;
+mod links;
 
+use crate::admission::Token;
 use crate::credentials;
-use crate::display::line;
+use crate::display::{aside, line};
+use crate::door::Door;
+use crate::entrance::Entrance;
 use crate::failure::Failure;
 use crate::origin::{self, Overrides};
-use crate::{machine, server, state};
+use crate::{invite, machine, server, state};
 use clap::Args;
 use common::config::resolved::RunConfig;
 use common::exit::Exit;
+use hosts::Terms;
 use judge::{Disk, Worker};
 use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
@@ -22,6 +29,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, SystemTime};
 use storage::{Patience, Store};
+use tokio::net::TcpListener;
 use tokio::process::Command;
 use tokio::time::timeout;
 use trust::{Credentials, IDENTITY, Party, TrustError};
@@ -49,12 +57,15 @@ pub struct DoctorArgs {
     /// Workers on this machine [default: as `launch`]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     workers: Option<u32>,
-    /// Address that `launch` would listen on
-    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:0")]
-    listen: SocketAddr,
-    /// Folder of credentials that `launch` would take
-    #[arg(long, env = "GANFLEET_CREDENTIALS", value_name = "FOLDER")]
-    credentials: Option<PathBuf>,
+    /// Where `launch` would have workers come, and where hosts come now.
+    #[command(flatten)]
+    entrance: Entrance,
+    /// Wait for so many hosts, each with `worker doctor ADDRESS`, and look at what lies between them
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
+    hosts: Option<u32>,
+    /// They are waited for so long
+    #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=3600), requires = "hosts")]
+    patience: u64,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -99,6 +110,12 @@ impl Finding {
         Self { what, health: Health::Bad, found: found.into(), remedy: Some(remedy.into()) }
     }
 
+    /// What was found on the machine of this name, if it is not as it should be.
+    fn of(mut self, name: &str) -> Option<Self> {
+        self.found = format!("{name}: {}", self.found);
+        (self.health != Health::Good).then_some(self)
+    }
+
     fn text(&self) -> String {
         let mark = match self.health {
             Health::Good => "ok  ",
@@ -115,7 +132,12 @@ impl Finding {
 /// # Errors
 /// It cannot be said; what is found is no error, but the exit code of a wrong configuration where something is bad.
 pub async fn doctor(args: &DoctorArgs) -> Result<Exit, Failure> {
-    let findings = look(args).await;
+    // whatever cannot be asked for is said before anything is looked at
+    let round = args.hosts.map(|expected| Round::new(args, expected)).transpose()?;
+    let mut findings = look(args).await;
+    if let Some(round) = round {
+        findings.extend(round.look(args).await?);
+    }
     if args.json {
         let text = serde_json::to_string_pretty(&findings);
         line(&text.map_err(|error| Failure::new(Exit::Internal, format!("the findings: {error}")))?);
@@ -129,13 +151,69 @@ pub async fn doctor(args: &DoctorArgs) -> Result<Exit, Failure> {
     }
 }
 
-async fn look(args: &DoctorArgs) -> Vec<Finding> {
-    let mut found = Vec::new();
-    let experiment = args.experiment.as_ref().map(|file| {
+/// Hosts that are to come.
+struct Round {
+    expected: u32,
+    token: Token,
+    credentials: Option<Credentials>,
+    listener: TcpListener,
+    invitation: String,
+}
+
+impl Round {
+    fn new(args: &DoctorArgs, expected: u32) -> Result<Self, Failure> {
+        let entrance = &args.entrance;
+        let credentials = entrance.proof(false)?;
+        let token = match (invite::token()?, &credentials) {
+            (Some(token), _) => token,
+            (None, Some(credentials)) => Token::from_text(credentials.token()),
+            (None, None) => {
+                let message = "hosts need something to show: give them and this program the same token in GANFLEET_TOKEN (`openssl rand \
+                               -hex 32` makes one), or credentials";
+                return Err(Failure::new(Exit::Usage, message));
+            }
+        };
+        if entrance.listen.ip().is_unspecified() && entrance.advertise.is_none() {
+            let message = format!(
+                "--listen {} is every address of this machine, and hosts must be told one: name it with --advertise HOST",
+                entrance.listen
+            );
+            return Err(Failure::new(Exit::Usage, message));
+        }
+        let listener = server::listen(entrance.listen).map_err(|error| entrance.deaf(&error))?;
+        let address = listener.local_addr().map_err(|error| entrance.deaf(&error))?;
+        let with = if credentials.is_some() { " --credentials FOLDER" } else { "" };
+        let invitation = format!("`worker doctor {}{with}`", entrance.public(address));
+        Ok(Self { expected, token, credentials, listener, invitation })
+    }
+
+    async fn look(self, args: &DoctorArgs) -> Result<Vec<Finding>, Failure> {
+        let door = self.credentials.as_ref().map(Door::open).transpose()?;
+        let config = experiment(args).and_then(Result::ok);
+        let patience = Duration::from_secs(args.patience);
+        let (expected, seconds) = (self.expected, args.patience);
+        aside(&format!("waiting {seconds} s for {expected} hosts: run {} on each", self.invitation));
+        let terms = Terms {
+            expected: self.expected,
+            patience,
+            invitation: &self.invitation,
+            gradients: config.map(|config| config.model.parameters() * size_of::<f32>() as u64),
+        };
+        hosts::examine((self.listener, door), self.token, &terms).await
+    }
+}
+
+/// The experiment that is asked about.
+fn experiment(args: &DoctorArgs) -> Option<Result<RunConfig, Failure>> {
+    args.experiment.as_ref().map(|file| {
         let overrides = Overrides { set: args.set.clone(), workers: args.workers };
         origin::resolved(file.clone(), &overrides)
-    });
-    let config = match experiment {
+    })
+}
+
+async fn look(args: &DoctorArgs) -> Vec<Finding> {
+    let mut found = Vec::new();
+    let config = match experiment(args) {
         Some(Ok(config)) => {
             let length = config.train.length();
             found.push(Finding::good("experiment", format!("{}: {}, {length}", config.name, config.model.family())));
@@ -171,8 +249,10 @@ async fn look(args: &DoctorArgs) -> Vec<Finding> {
         Ok(home) => judge::folder("state", &home, &disk(&home), "XDG_STATE_HOME"),
         Err(failure) => Finding::bad("state", failure.message, "set HOME or XDG_STATE_HOME"),
     });
-    found.push(listening(args.listen, args.credentials.is_some()));
-    if let Some(folder) = &args.credentials {
+    if args.hosts.is_none() {
+        found.push(listening(args.entrance.listen, args.entrance.credentials.is_some()));
+    }
+    if let Some(folder) = &args.entrance.credentials {
         found.extend(Party::ALL.map(|party| trusted(folder, party)));
     }
     if let Some(config) = config {

@@ -114,6 +114,16 @@ impl Hosts {
         }
     }
 
+    /// From now on a host sends no more than so many Mbit/s.
+    pub fn slow(&self, host: usize, rate: u32) {
+        let rate = format!("{rate}mbit");
+        let mut shaped = tool("tc");
+        shaped.args([
+            "qdisc", "replace", "dev", "eth0", "root", "tbf", "rate", &rate, "burst", "64kb", "latency", "50ms",
+        ]);
+        run(&mut self.on(host, &shaped));
+    }
+
     /// From now on every packet takes so long from a host to the switch, and as long from the switch to a host: a time for each.
     ///
     /// # Panics

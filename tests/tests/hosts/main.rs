@@ -6,5 +6,6 @@
 mod bad_links;
 mod cuts;
 mod doors;
+mod examined;
 mod scene;
 mod trust;

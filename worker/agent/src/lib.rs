@@ -7,6 +7,7 @@
 //! worker is `worker_core`'s, and here it is only carried.
 
 mod error;
+mod examination;
 mod join;
 mod link;
 mod lookup;
@@ -14,6 +15,7 @@ mod session;
 mod shared;
 
 pub use error::AgentError;
+pub use examination::{Examination, Meeting, Times};
 pub use join::{Assignment, JoinInfo, Reach, host};
 pub use lookup::{CONTROL, Seat};
 pub use worker_core::{Activity, Commands, Progress, Trouble, heartbeat};

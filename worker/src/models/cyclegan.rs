@@ -32,6 +32,8 @@ struct Generator {
     upscale: Upscale,
     /// What it makes is added to its input.
     residual: bool,
+    /// What layers have before they halve is added to what those have that double.
+    skips: bool,
     /// What blocks remember of an image for backward is computed once more there.
     sparing: bool,
 }
@@ -48,6 +50,7 @@ impl Generator {
             last: conv(places.last, ""),
             upscale: a.upscale,
             residual: a.residual,
+            skips: a.skips,
             sparing,
         }
     }
@@ -55,7 +58,9 @@ impl Generator {
     /// `[n, 3, h, w] -> [n, 3, h, w]` in [-1, 1]; sides are multiples of [`Architecture::multiple`].
     fn forward(&self, images: &Tensor) -> Tensor {
         let mut x = instance_norm(&self.first.apply(&reflect(images, 3), 1, 0)).relu_();
+        let mut before = Vec::new();
         for conv in &self.down {
+            before.extend(self.skips.then(|| x.shallow_clone()));
             x = instance_norm(&conv.apply(&x, 2, 1)).relu_();
         }
         for [one, other] in &self.blocks {
@@ -73,6 +78,9 @@ impl Generator {
                 Upscale::Nearest => conv.upscaling(&x),
             };
             x = instance_norm(&doubled).relu_();
+            if let Some(before) = before.pop() {
+                x = x + before;
+            }
         }
         let made = self.last.apply(&reflect(&x, 3), 1, 0);
         let made = match self.residual {

@@ -31,6 +31,7 @@ fn architecture() -> Architecture {
         pool_size: 50,
         upscale: Upscale::Transposed,
         residual: false,
+        skips: false,
         average: false,
         augment: 0.0,
     }
