@@ -19,6 +19,22 @@ pub fn coordinator() -> &'static Path {
     &COORDINATOR
 }
 
+/// The example of the coordinator's that makes joins with a wrong token.
+///
+/// # Panics
+/// When it is neither there nor can be built.
+#[must_use]
+pub fn impostors() -> &'static Path {
+    static IMPOSTORS: LazyLock<PathBuf> = LazyLock::new(|| {
+        let program = folder().join("examples/impostors");
+        if !program.is_file() {
+            cargo_build(folder().as_path(), &["-p", "coordinator", "--example", "impostors"]);
+        }
+        program
+    });
+    &IMPOSTORS
+}
+
 fn folder() -> PathBuf {
     if let Some(folder) = std::env::var_os(FOLDER) {
         let folder = PathBuf::from(folder);
@@ -41,11 +57,16 @@ fn complete(folder: &Path) -> bool {
 }
 
 fn build(folder: &Path) {
+    cargo_build(folder, &["-p", "coordinator", "-p", "worker"]);
+    assert!(complete(folder), "coordinator and worker are not in {}", folder.display());
+}
+
+fn cargo_build(folder: &Path, what: &[&str]) {
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["build", "-p", "coordinator", "-p", "worker"]).current_dir(repository());
+    cargo.arg("build").args(what).current_dir(repository());
     if folder.file_name().is_some_and(|profile| profile == "release") {
         cargo.arg("--release");
     }
     let status = cargo.status().expect("cargo can be started");
-    assert!(status.success() && complete(folder), "coordinator and worker cannot be built into {}", folder.display());
+    assert!(status.success(), "{} cannot be built", what.join(" "));
 }

@@ -2,12 +2,14 @@
 //! told why, and credentials are renewed while it goes on.
 
 use crate::doors::{answer, crowd, pace};
-use crate::scene::{BACK, SECRETS, STRUCK_AT, Scene, WORKERS, formed, generations, long, losses, short};
+use crate::scene::{BACK, SECRETS, STRUCK_AT, Scene, WORKERS, experiment, formed, generations, long, losses, short};
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair};
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
+use tests::binaries;
 
 #[test]
 fn a_host_that_is_cut_off_comes_back_to_an_encrypted_run() {
@@ -148,6 +150,34 @@ fn credentials_are_renewed_while_the_run_goes_on() {
     assert!(code == Some(8) && said.contains("one authority"), "the first ones are worth nothing any more: {said}");
     let end = scene.ends_well(run, guests, &[0]);
     assert_eq!(losses(&end.seen).len(), 2, "{}", end.story());
+}
+
+/// Every one of them gets as far as the token: a connection of its own, TLS with a certificate that is trusted, a stream, a join.
+#[test]
+fn ten_thousand_joins_a_minute_with_a_wrong_token_do_not_slow_training() {
+    let Some(scene) = Scene::trusted(&experiment(9.6), 1) else { return };
+    let (mut run, guests) = scene.launch();
+    run.wait_for_images(STRUCK_AT);
+    let calm = pace(&mut run, 640);
+    let mut command = Command::new(binaries::impostors());
+    command.args([&Scene::coordinator(), &*scene.machine.path("secrets/worker").display().to_string(), "10000"]);
+    let mut impostors = scene.hosts.on(WORKERS + 1, &command).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("they start");
+    let mut said = BufReader::new(impostors.stdout.take().unwrap()).lines();
+    assert_eq!(said.next().unwrap().unwrap(), "ready");
+    let crowded = pace(&mut run, 640);
+    run.let_pass(Duration::from_secs(2));
+    drop(impostors.stdin.take());
+    let report: serde_json::Value = serde_json::from_str(&said.next().unwrap().unwrap()).unwrap();
+    impostors.wait().unwrap();
+    let a_minute = report["refused"].as_f64().unwrap() / report["seconds"].as_f64().unwrap() * 60.0;
+    println!("{a_minute:.0} joins a minute refused: {:.1} ms a step before, {:.1} ms with them", calm * 1e3, crowded * 1e3);
+    let end = scene.ends_well(run, guests, &[0]);
+    assert_eq!((losses(&end.seen).len(), generations(&end.seen)), (0, 1), "{}", end.story());
+    assert_eq!(report["otherwise"], 0, "all are told the same: {report}");
+    // on two cores, of which three workers would have both, whoever makes them gets less than it wants
+    assert!(a_minute > 3000.0, "{report}");
+    assert!(crowded <= 3.0 * calm + 0.02, "{calm} {crowded}");
+    assert!(end.stderr.lines().count() < 40, "a line now and then, not one for each: {}", end.stderr);
 }
 
 #[test]
