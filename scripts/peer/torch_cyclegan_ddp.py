@@ -71,49 +71,64 @@ def main():
     p.add_argument("--iters", type=int, default=10)
     p.add_argument("--warmup", type=int, default=2)
     p.add_argument("--threads", type=int, default=1)
+    p.add_argument("--device", default="cpu")
+    p.add_argument("--amp", action="store_true")
+    p.add_argument("--compile", action="store_true")
+    p.add_argument("--tf32", action="store_true")
     a = p.parse_args()
     world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     torch.set_num_threads(a.threads)
     torch.manual_seed(rank)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = a.tf32
     if world > 1:
-        dist.init_process_group("gloo")
+        dist.init_process_group("nccl" if a.device == "cuda" else "gloo")
     nets = [generator(a.width, a.blocks), generator(a.width, a.blocks), discriminator(a.width), discriminator(a.width)]
     for net in nets:
         for m in net.modules():
             if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)):
                 nn.init.normal_(m.weight, 0.0, 0.02)
                 nn.init.zeros_(m.bias)
+    nets = [net.to(a.device) for net in nets]
     # several forwards before one backward: no buffers to broadcast, and the graph does not change
     wrap = (lambda net: DDP(net, broadcast_buffers=False, static_graph=True)) if world > 1 else (lambda net: net)
-    g_a, g_b, d_a, d_b = map(wrap, nets)
+    g_a, g_b, d_a, d_b = map(torch.compile if a.compile and world == 1 else lambda net: net, map(wrap, nets))
+    mixed = lambda: torch.autocast(a.device, torch.bfloat16, enabled=a.amp)
     adam = lambda *some: torch.optim.Adam(itertools.chain(*(net.parameters() for net in some)), 2e-4, (0.5, 0.999))
     of_g, of_d = adam(g_a, g_b), adam(d_a, d_b)
     pools = Pool(), Pool()
     judge = lambda scores, to: F.mse_loss(scores, torch.full_like(scores, to))
     n = a.batch // world
-    real_a, real_b = (torch.rand(n, 3, a.res, a.res) * 2 - 1 for _ in range(2))
+    real_a, real_b = (torch.rand(n, 3, a.res, a.res, device=a.device) * 2 - 1 for _ in range(2))
     times = []
     for it in range(a.warmup + a.iters):
         if it == a.warmup:
             cpu = time.process_time()
         if world > 1:
             dist.barrier()
+        if a.device == "cuda":
+            torch.cuda.synchronize()
         began = time.perf_counter()
-        fake_b, fake_a = g_a(real_a), g_b(real_b)
+        with mixed():
+            fake_b, fake_a = g_a(real_a).float(), g_b(real_b).float()
         for net in nets[2:]:
             net.requires_grad_(False)
         of_g.zero_grad(set_to_none=True)
-        loss = (judge(nets[2](fake_b), 1.0) + judge(nets[3](fake_a), 1.0)
-                + 10 * F.l1_loss(g_b(fake_b), real_a) + 10 * F.l1_loss(g_a(fake_a), real_b)
-                + 5 * F.l1_loss(g_a(real_b), real_b) + 5 * F.l1_loss(g_b(real_a), real_a))
+        with mixed():
+            loss = (judge(nets[2](fake_b).float(), 1.0) + judge(nets[3](fake_a).float(), 1.0)
+                    + 10 * F.l1_loss(g_b(fake_b).float(), real_a) + 10 * F.l1_loss(g_a(fake_a).float(), real_b)
+                    + 5 * F.l1_loss(g_a(real_b).float(), real_b) + 5 * F.l1_loss(g_b(real_a).float(), real_a))
         loss.backward()
         of_g.step()
         for net in nets[2:]:
             net.requires_grad_(True)
         of_d.zero_grad(set_to_none=True)
         for judged, real, fake, pool in ((d_a, real_b, fake_b, pools[0]), (d_b, real_a, fake_a, pools[1])):
-            (0.5 * (judge(judged(real), 1.0) + judge(judged(pool.shown(fake)), 0.0))).backward()
+            with mixed():
+                scores = judged(real).float(), judged(pool.shown(fake)).float()
+            (0.5 * (judge(scores[0], 1.0) + judge(scores[1], 0.0))).backward()
         of_d.step()
+        if a.device == "cuda":
+            torch.cuda.synchronize()
         if it >= a.warmup:
             times.append(time.perf_counter() - began)
     cpu = (time.process_time() - cpu) / a.iters

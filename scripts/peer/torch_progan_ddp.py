@@ -62,10 +62,11 @@ def main():
     p = argparse.ArgumentParser(); p.add_argument("--res", default="4,8,16,32"); p.add_argument("--batch", type=int, default=16, help="global batch")
     p.add_argument("--iters", type=int, default=20); p.add_argument("--warmup", type=int, default=3); p.add_argument("--threads", type=int, default=1)
     p.add_argument("--alpha", type=float, default=0.0); p.add_argument("--channels-last", action="store_true"); p.add_argument("--device", default="cpu"); p.add_argument("--amp", action="store_true")
-    p.add_argument("--compile", action="store_true"); p.add_argument("--fmap-base", type=int, default=8192); p.add_argument("--fmap-max", type=int, default=512); a = p.parse_args()
+    p.add_argument("--compile", action="store_true"); p.add_argument("--tf32", action="store_true"); p.add_argument("--fmap-base", type=int, default=8192); p.add_argument("--fmap-max", type=int, default=512); a = p.parse_args()
     global BASE, MAX; BASE, MAX = a.fmap_base, a.fmap_max
     world = int(os.environ.get("WORLD_SIZE", "1")); rank = int(os.environ.get("RANK", "0"))
     torch.set_num_threads(a.threads); torch.manual_seed(rank)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = a.tf32
     if world > 1: dist.init_process_group("nccl" if a.device == "cuda" else "gloo")
     for res in map(int, a.res.split(",")):
         R = int(math.log2(res)); g = G(R).to(a.device); d = D(R).to(a.device); ema = G(R).to(a.device); ema.load_state_dict(g.state_dict())

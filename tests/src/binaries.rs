@@ -19,20 +19,18 @@ pub fn coordinator() -> &'static Path {
     &COORDINATOR
 }
 
-/// The example of the coordinator's that makes joins with a wrong token.
+/// An example of a package's.
 ///
 /// # Panics
 /// When it is neither there nor can be built.
 #[must_use]
-pub fn impostors() -> &'static Path {
-    static IMPOSTORS: LazyLock<PathBuf> = LazyLock::new(|| {
-        let program = folder().join("examples/impostors");
-        if !program.is_file() {
-            cargo_build(folder().as_path(), &["-p", "coordinator", "--example", "impostors"]);
-        }
-        program
-    });
-    &IMPOSTORS
+pub fn example(package: &str, name: &str) -> PathBuf {
+    let folder = folder();
+    let program = folder.join("examples").join(name);
+    if !program.is_file() {
+        cargo_build(&folder, &["-p", package, "--example", name]);
+    }
+    program
 }
 
 fn folder() -> PathBuf {

@@ -57,6 +57,8 @@ pub struct Phase {
     pub least_per_worker: u32,
     /// Most samples of a step that a worker holds.
     pub most_per_worker: u32,
+    /// Most samples that a worker takes through the networks at once.
+    pub at_once: u32,
     /// Passes through the networks that the worker with most samples needs for one step.
     pub passes: u32,
     /// Workers without any sample.
@@ -98,6 +100,7 @@ pub fn plan(config: &RunConfig, workers: u32) -> Plan {
             d_steps: cycles * d_per_cycle,
             least_per_worker: groups / workers * group,
             most_per_worker: most * group,
+            at_once: at_once * group,
             passes: most.div_ceil(at_once),
             idle_workers: workers.saturating_sub(groups),
             memory: memory::need(config, here.resolution, at_once * group),
@@ -177,13 +180,16 @@ impl fmt::Display for Plan {
             writeln!(f, "{} D steps, {} G steps, {}", self.d_steps, self.g_steps, ImagesSeen(self.images))?;
         }
         let Need { state, step } = self.memory();
-        let gigabytes = |bytes: u64| format!("{:.1} GB", bytes as f64 / 1e9);
+        let amount = |bytes: u64| match bytes {
+            bytes if bytes < 1_000_000_000 => format!("{:.0} MB", (bytes as f64 / 1e6).ceil()),
+            bytes => format!("{:.1} GB", bytes as f64 / 1e9),
+        };
         writeln!(
             f,
-            "a worker needs about {}: {} that stay, {} for a step",
-            gigabytes(state + step),
-            gigabytes(state),
-            gigabytes(step)
+            "a worker's networks need about {}: {} that stay, {} for a step",
+            amount(state + step),
+            amount(state),
+            amount(step)
         )?;
         if self.decays > 0 {
             writeln!(f, "the learning rate falls to 0 over the last {} passes", self.decays)?;

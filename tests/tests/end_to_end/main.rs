@@ -9,6 +9,7 @@ mod doctor;
 mod elsewhere;
 mod families;
 mod finished;
+mod gpu_check;
 mod health;
 mod kubernetes;
 mod nodes;

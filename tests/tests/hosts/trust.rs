@@ -159,9 +159,10 @@ fn ten_thousand_joins_a_minute_with_a_wrong_token_do_not_slow_training() {
     let (mut run, guests) = scene.launch();
     run.wait_for_images(STRUCK_AT);
     let calm = pace(&mut run, 640);
-    let mut command = Command::new(binaries::impostors());
+    let mut command = Command::new(binaries::example("coordinator", "impostors"));
     command.args([&Scene::coordinator(), &*scene.machine.path("secrets/worker").display().to_string(), "10000"]);
-    let mut impostors = scene.hosts.on(WORKERS + 1, &command).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("they start");
+    let mut impostors =
+        scene.hosts.on(WORKERS + 1, &command).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("they start");
     let mut said = BufReader::new(impostors.stdout.take().unwrap()).lines();
     assert_eq!(said.next().unwrap().unwrap(), "ready");
     let crowded = pace(&mut run, 640);
@@ -170,7 +171,11 @@ fn ten_thousand_joins_a_minute_with_a_wrong_token_do_not_slow_training() {
     let report: serde_json::Value = serde_json::from_str(&said.next().unwrap().unwrap()).unwrap();
     impostors.wait().unwrap();
     let a_minute = report["refused"].as_f64().unwrap() / report["seconds"].as_f64().unwrap() * 60.0;
-    println!("{a_minute:.0} joins a minute refused: {:.1} ms a step before, {:.1} ms with them", calm * 1e3, crowded * 1e3);
+    println!(
+        "{a_minute:.0} joins a minute refused: {:.1} ms a step before, {:.1} ms with them",
+        calm * 1e3,
+        crowded * 1e3
+    );
     let end = scene.ends_well(run, guests, &[0]);
     assert_eq!((losses(&end.seen).len(), generations(&end.seen)), (0, 1), "{}", end.story());
     assert_eq!(report["otherwise"], 0, "all are told the same: {report}");

@@ -24,21 +24,22 @@ pub fn measure(options: &Options, res: u32, url: &str) -> Result<(), Failure> {
     let runtime = Arc::new(runtime);
     let run = open(&runtime, url, res)?;
 
-    let mut first = trainer(&config, alone());
+    let device = options.device();
+    let mut first = trainer(&config, device, alone());
     fill_moments(&first);
     let cursor = TrainerCursor { last_knee: Some(first.stage().level.knee()), ..TrainerCursor::default() };
     let identity = Identity {
         generation: Generation(1),
         writer: "bench".to_owned(),
         dataset: Dataset { fingerprint: "in memory".to_owned(), images: 1 },
-        environment: facts(options.threads as u32, Device::Cpu),
+        environment: facts(options.threads as u32, device),
     };
     let mut checkpoints = Checkpoints::new(Arc::clone(&runtime), run.clone(), identity, None);
     let committed = checkpoints.finish(&mut first, cursor)?.ok_or("the checkpoint was not committed")?;
     drop(first);
 
     let key = committed.key.parse().map_err(|_| "the commit gave no key")?;
-    let mut second = trainer(&config, alone());
+    let mut second = trainer(&config, device, alone());
     let began = Instant::now();
     let manifest = runtime.block_on(restore(&run, key, &mut second))?;
     let restored = began.elapsed();
@@ -83,7 +84,7 @@ fn fill_moments(trainer: &Trainer) {
 /// Whether every tensor of `trainer` is the one that `manifest` names.
 fn compare(trainer: &Trainer, manifest: &Manifest) -> Result<(), Failure> {
     for (live, stored) in snapshot::live(trainer).iter().zip(&manifest.parts) {
-        let (_, part) = snapshot::copy(live).encode()?;
+        let (_, part) = snapshot::copy(&[live])[0].encode()?;
         if part != *stored {
             return Err(format!("part {} came back changed", stored.name).into());
         }

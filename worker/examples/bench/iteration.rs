@@ -1,6 +1,6 @@
 //! Times of one iteration: a step of every phase, from images in memory to updated weights.
 
-use crate::{Failure, Options, trainer};
+use crate::{Failure, Options, settle, trainer};
 use common::schedule::Position;
 use serde_json::json;
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ struct Sample {
 
 /// Measures the iteration at `res` and prints one line, on rank 0.
 pub fn measure(options: &Options, res: u32, communicator: Communicator) -> Result<(), Failure> {
-    let mut trainer = trainer(&options.config(res)?, communicator);
+    let mut trainer = trainer(&options.config(res)?, options.device(), communicator);
     let images = options.images();
     trainer.restore(Position { images, cycle_images: images, ..Position::default() }, 0, None, 0);
     let level = trainer.stage().level;
@@ -32,6 +32,7 @@ pub fn measure(options: &Options, res: u32, communicator: Communicator) -> Resul
     let pixels = Tensor::rand([share, 3, i64::from(res), i64::from(res)], (Kind::Float, Device::Cpu)) * 255.0;
     let pixels = pixels.to_kind(Kind::Uint8);
     // families of one domain pass over the second
+    let pixels = pixels.to_device(options.device());
     let real = [pixels.shallow_clone(), pixels];
     let phases: Vec<&str> = (trainer.model().phases().iter())
         .flat_map(|phase| std::iter::repeat_n(phase.name, phase.repeats as usize))
@@ -61,7 +62,8 @@ pub fn measure(options: &Options, res: u32, communicator: Communicator) -> Resul
             "peak_memory_mib": peak_memory_mib().round(),
             "losses": losses,
         });
-        for (place, name) in phases.iter().enumerate() {
+        // a GPU is still at work when the step has been asked for
+        for (place, name) in phases.iter().enumerate().filter(|_| trainer.device() == Device::Cpu) {
             line[format!("{name}_ms")] = json!(rounded(median(&samples, |s| s.steps[place]) * 1e3));
         }
         println!("{line}");
@@ -73,6 +75,7 @@ pub fn measure(options: &Options, res: u32, communicator: Communicator) -> Resul
 fn iterate(trainer: &mut Trainer, real: &[Tensor], count: usize) -> Result<Sample, Failure> {
     trainer.communicator().barrier()?;
     trainer.communicator().take_waited();
+    settle(trainer.device());
     let began = Instant::now();
     let mut steps = Vec::with_capacity(count);
     for _ in 0..count {
@@ -81,6 +84,7 @@ fn iterate(trainer: &mut Trainer, real: &[Tensor], count: usize) -> Result<Sampl
         trainer.step(real, Flags::default())?;
         steps.push(began.elapsed() - before);
     }
+    settle(trainer.device());
     Ok(Sample { whole: began.elapsed(), steps, reduce_wait: trainer.communicator().take_waited() })
 }
 

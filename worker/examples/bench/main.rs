@@ -15,13 +15,14 @@ mod ranks;
 use clap::{Parser, ValueEnum};
 use common::config::resolved::RunConfig;
 use common::config::{Base, Layers, resolve};
+use native::cuda;
 use std::error::Error;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use tch::{Device, Kind};
 use worker::communicator::Communicator;
-use worker::models;
 use worker::trainer::Trainer;
+use worker::{environment, models};
 
 /// Anything that ends a measurement; it is printed and nothing branches on it.
 type Failure = Box<dyn Error + Send + Sync>;
@@ -68,6 +69,12 @@ struct Options {
     /// Residual blocks of a CycleGAN's generators.
     #[arg(long, default_value_t = 6)]
     blocks: u32,
+    /// Where networks and images lie.
+    #[arg(long, value_enum, default_value = "cpu")]
+    device: Place,
+    /// In what networks compute.
+    #[arg(long, value_enum, default_value = "fp32")]
+    precision: Precision,
     /// Store the state at this root, read it back and compare, instead of timing iterations. An S3-compatible store is
     /// found by the AWS_* variables.
     #[arg(long, value_name = "URL")]
@@ -81,6 +88,19 @@ struct Options {
 enum Family {
     Progan,
     Cyclegan,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+enum Place {
+    Cpu,
+    Cuda,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+enum Precision {
+    Fp32,
+    Tf32,
+    Bf16,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -112,10 +132,15 @@ impl Options {
                 blocks = self.blocks,
             ),
         };
+        let precision = match self.precision {
+            Precision::Fp32 => "fp32",
+            Precision::Tf32 => "tf32",
+            Precision::Bf16 => "bf16",
+        };
         let text = format!(
             "name = \"bench\"\n[model]\n{model}\
              [data]\nsource = \"in memory\"\n\
-             [train]\ntotal_kimg = 100000\nthreads = {threads}\n\
+             [train]\ntotal_kimg = 100000\nthreads = {threads}\nprecision = \"{precision}\"\n\
              [train.minibatch]\ndefault = {batch}\n\
              [checkpoint]\nurl = \"memory://bench\"\n"
         );
@@ -123,6 +148,14 @@ impl Options {
         let base = Base::File { path: "the benchmark's own experiment", text: &text, folder };
         let layers = Layers { base, env: &[], set: &[], working_dir: folder };
         Ok(resolve(&layers, self.world).map_err(|e| e.to_string())?.config)
+    }
+
+    /// The device that everything lies on.
+    fn device(&self) -> Device {
+        match self.device {
+            Place::Cpu => Device::Cpu,
+            Place::Cuda => Device::Cuda(0),
+        }
     }
 
     /// Images seen at which the level has this `alpha`.
@@ -135,16 +168,29 @@ impl Options {
 const KIMG: u64 = 10_000;
 
 /// A trainer at the beginning of `config`.
-fn trainer(config: &RunConfig, communicator: Communicator) -> Trainer {
-    Trainer::new(config.clone(), models::build(config, Kind::Float, Device::Cpu), communicator, Device::Cpu)
+fn trainer(config: &RunConfig, device: Device, communicator: Communicator) -> Trainer {
+    Trainer::new(config.clone(), models::build(config, Kind::Float, device), communicator, device)
+}
+
+/// Until a device has done what was asked of it.
+fn settle(device: Device) {
+    if let Device::Cuda(gpu) = device {
+        tch::Cuda::synchronize(gpu as i64);
+    }
 }
 
 fn main() -> ExitCode {
     // as the worker does, before anything touches libtorch
+    let cuda = cuda::load(&environment::library_folders());
     if let Err(error) = native::keep_memory() {
         eprintln!("bench: {error}");
     }
-    match run(&Options::parse()) {
+    let options = Options::parse();
+    if options.device == Place::Cuda && !tch::Cuda::is_available() {
+        eprintln!("bench: --device cuda needs a GPU and libtorch's CUDA half ({cuda:?}): scripts/setup --cuda");
+        return ExitCode::FAILURE;
+    }
+    match run(&options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("bench: {error}");
@@ -158,6 +204,7 @@ fn run(options: &Options) -> Result<(), Failure> {
         return Err("--alpha lies between 0 and 1, and --iters is at least 1".into());
     }
     tch::set_num_threads(options.threads);
+    native::allow_tf32(options.precision == Precision::Tf32)?;
     match (&options.checkpoint, options.rank) {
         (Some(url), _) => options.res.iter().try_for_each(|&res| checkpoint::measure(options, res, url)),
         (None, Some(rank)) => options.res.iter().try_for_each(|&res| {

@@ -4,17 +4,25 @@
 //! cargo run -p worker --example gpu-check
 //! ```
 //!
-//! 1. The contract of collectives, kept by NCCL with as many ranks as there are GPUs, each rank a thread.
-//! 2. A sum waits for what was queued before it, and what is queued after it waits for the sum.
-//! 3. Two processes sum, and one of them is killed in the midst of it.
+//! 1. Gradients of every family beside those on the CPU.
+//! 2. How long training stands still for a checkpoint.
+//! 3. The contract of collectives, kept by NCCL with as many ranks as there are GPUs, each rank a thread.
+//! 4. The life of a group of one: met, summed, aborted, met again, each timed.
+//! 5. A sum waits for what was queued before it, and what is queued after it waits for the sum.
+//! 6. Two processes sum, and one of them is killed in the midst of it.
 //!
-//! It refuses to take a mock for NCCL: without a GPU it says "skipped" and has shown nothing.
+//! The last line is a JSON object with what was measured. It refuses to take a mock for NCCL: without a GPU it says "skipped" and has shown
+//! nothing. `--rehearse` does the first two on the CPU, to see that the check itself works; it shows nothing about GPUs.
 
+mod life;
 mod pair;
+mod parity;
 mod staged;
+mod stall;
 
 use collective::{Collective, Listener, Membership, Mesh, contract};
 use native::cuda::{self, Cuda};
+use serde_json::{Map, Value, json};
 use staged::Staged;
 use std::error::Error;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -33,7 +41,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
     let cuda = cuda::load(&environment::library_folders());
+    let rehearsed = std::env::args().any(|argument| argument == "--rehearse");
     match &cuda {
+        // beside other tests, idle threads of libtorch's spin
+        _ if rehearsed => tch::set_num_threads(1),
         Cuda::Loaded(_) if tch::Cuda::is_available() => {}
         Cuda::NoDriver | Cuda::Loaded(_) => {
             println!("skipped: no GPU");
@@ -46,7 +57,7 @@ fn main() -> ExitCode {
     }
     let outcome = match pair::role() {
         Some(rank) => pair::member(rank),
-        None => check(),
+        None => check(rehearsed),
     };
     if let Err(error) = outcome {
         eprintln!("gpu-check: {error}");
@@ -55,7 +66,33 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn check() -> Result<(), Failure> {
+fn check(rehearsed: bool) -> Result<(), Failure> {
+    let mut report = Map::new();
+    let (device, parts, numbers) = if rehearsed { (Device::Cpu, 4, 1 << 10) } else { (Device::Cuda(0), 64, 1 << 20) };
+    timed("gradients as on the CPU", || {
+        let found = parity::check(device)?;
+        report.insert("gradients_apart".to_owned(), found.into_iter().collect());
+        Ok(())
+    })?;
+    timed("a checkpoint's stall", || {
+        let stall = stall::measure(device, parts, numbers)?;
+        let ms = |time: Duration| (time.as_secs_f64() * 1e5).round() / 1e2;
+        let found = json!({
+            "bytes": stall.bytes, "first_ms": ms(stall.first), "later_ms": ms(stall.later), "not_pinned_ms": ms(stall.pageable),
+        });
+        report.insert("stall".to_owned(), found);
+        Ok(())
+    })?;
+    if rehearsed {
+        println!("skipped: what needs a GPU");
+    } else {
+        of_nccl(&mut report)?;
+    }
+    println!("{}", Value::Object(report));
+    Ok(())
+}
+
+fn of_nccl(report: &mut Map<String, Value>) -> Result<(), Failure> {
     let count = usize::try_from(tch::Cuda::device_count())?;
     timed("the contract, one rank", || {
         contract::suite(1, &|| staged(1));
@@ -69,6 +106,10 @@ fn check() -> Result<(), Failure> {
     } else {
         println!("skipped: the contract with several ranks needs several GPUs");
     }
+    timed("the life of a group of one", || {
+        report.insert("life_of_a_group".to_owned(), life::measure()?);
+        Ok(())
+    })?;
     timed("sums in the order of what is queued", || sums_wait_for_what_is_queued(count.min(2)))?;
     pair::check(count)
 }

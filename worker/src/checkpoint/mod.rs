@@ -168,7 +168,8 @@ impl Checkpoints {
         let parts = snapshot::live(trainer);
         let sizes: Vec<(&str, u64)> = parts.iter().map(|p| (p.name.as_str(), p.bytes())).collect();
         let (rank, world) = (trainer.communicator().rank() as usize, trainer.communicator().world() as usize);
-        let mine: Vec<_> = deal(&sizes, world)[rank].iter().map(|&i| snapshot::copy(&parts[i])).collect();
+        let mine: Vec<_> = deal(&sizes, world)[rank].iter().map(|&i| &parts[i]).collect();
+        let mine = snapshot::copy(&mine);
         let stall = began.elapsed();
         let (sender, answer) = channel();
         let (run, parent) = (self.run.clone(), self.parent.clone());

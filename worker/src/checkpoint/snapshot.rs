@@ -9,9 +9,10 @@ use crate::parameters::Parameters;
 use crate::trainer::Trainer;
 use bytes::Bytes;
 use common::checkpoint::{BlobRef, Digest, Dtype, Part, TensorRef};
+use native::HostF32;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype as SafeDtype, TensorView, serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use tch::{Device, Kind, Tensor, no_grad};
 
 /// A part whose bytes do not fit the model.
@@ -56,7 +57,7 @@ impl LivePart {
 /// One part, copied: nothing of it changes any more.
 pub struct CopiedPart {
     name: String,
-    tensors: Vec<(String, Vec<usize>, Vec<u8>)>,
+    tensors: Vec<(String, Vec<usize>, HostF32)>,
 }
 
 /// The whole state as parts, in order of name.
@@ -104,16 +105,32 @@ fn shares(one: &Tensor, other: &Tensor) -> bool {
     one.device() == other.device() && one.data_ptr() == other.data_ptr()
 }
 
-/// Copies `part` into host memory. This is the stall of a checkpoint.
+/// Copies parts into host memory. This is the stall of a checkpoint.
+///
+/// What lies on a GPU is copied by the GPU itself, all of it one after the other, into memory that is pinned for that (libtorch keeps such memory
+/// for the next time): it is waited for once.
 #[must_use]
-pub fn copy(part: &LivePart) -> CopiedPart {
-    let tensors = part.tensors.iter().map(|(name, tensor)| {
-        let host = tensor.to_device(Device::Cpu).to_kind(Kind::Float).contiguous();
-        let mut bytes = vec![0u8; host.numel() * 4];
-        host.copy_data_u8(&mut bytes, host.numel());
-        (name.clone(), host.size().iter().map(|&d| d as usize).collect(), bytes)
-    });
-    CopiedPart { name: part.name.clone(), tensors: tensors.collect() }
+pub fn copy(parts: &[&LivePart]) -> Vec<CopiedPart> {
+    let under_way = |tensor: &Tensor| tensor.to_dtype_layout((Kind::Float, Device::Cpu), true, true);
+    let copies: Vec<Vec<Tensor>> =
+        parts.iter().map(|part| part.tensors.iter().map(|(_, tensor)| under_way(tensor)).collect()).collect();
+    let devices: BTreeSet<usize> = (parts.iter().flat_map(|part| &part.tensors))
+        .filter_map(|(_, tensor)| if let Device::Cuda(gpu) = tensor.device() { Some(gpu) } else { None })
+        .collect();
+    for gpu in devices {
+        tch::Cuda::synchronize(gpu as i64);
+    }
+    let copied = |(part, copies): (&&LivePart, Vec<Tensor>)| CopiedPart {
+        name: part.name.clone(),
+        tensors: (part.tensors.iter().zip(copies))
+            .map(|((name, _), copy)| {
+                let shape = copy.size().iter().map(|&d| d as usize).collect();
+                let host = HostF32::new(&copy.contiguous()).expect("a copy is contiguous floats in host memory");
+                (name.clone(), shape, host)
+            })
+            .collect(),
+    };
+    parts.iter().zip(copies).map(copied).collect()
 }
 
 impl CopiedPart {
@@ -124,7 +141,8 @@ impl CopiedPart {
     pub fn encode(&self) -> Result<(Bytes, Part), safetensors::SafeTensorError> {
         let mut views = Vec::with_capacity(self.tensors.len());
         let mut refs = Vec::with_capacity(self.tensors.len());
-        for (name, shape, bytes) in &self.tensors {
+        for (name, shape, host) in &self.tensors {
+            let bytes: &[u8] = bytemuck::cast_slice(host.as_slice());
             views.push((name.as_str(), TensorView::new(SafeDtype::F32, shape.clone(), bytes)?));
             refs.push(TensorRef {
                 name: name.clone(),

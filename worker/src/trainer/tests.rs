@@ -163,7 +163,7 @@ pub(crate) fn take(trainer: &mut Trainer, steps: usize) {
 pub(crate) fn state(trainer: &Trainer) -> String {
     let mut hasher = blake3::Hasher::new();
     for part in snapshot::live(trainer) {
-        let (_, entry) = snapshot::copy(&part).encode().unwrap();
+        let (_, entry) = snapshot::copy(&[&part])[0].encode().unwrap();
         for tensor in entry.tensors {
             hasher.update(tensor.name.as_bytes());
             hasher.update(tensor.hash.as_ref());
@@ -291,7 +291,7 @@ fn a_run_put_back_into_place_goes_on_to_the_same_bits() {
             take(&mut first, cut);
             let mut second = trainer(&config, Box::new(Solo::new(1)));
             for (from, to) in snapshot::live(&first).iter().zip(snapshot::live(&second)) {
-                snapshot::restore(&to, &snapshot::copy(from).encode().unwrap().0).unwrap();
+                snapshot::restore(&to, &snapshot::copy(&[from])[0].encode().unwrap().0).unwrap();
             }
             second.restore(first.position(), first.mark().steps, first.knee(), first.skipped_updates());
             let steps: Vec<u64> = first.optimizers().iter().map(Optimizer::steps).collect();
