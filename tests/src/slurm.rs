@@ -2,9 +2,11 @@
 //! test. Nothing of a Slurm that the machine may have is touched. Tells of what it lacks as skipped.
 
 use crate::machine::{Answer, Machine};
+use crate::processes::{self, Process};
 use crate::{try_until, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use std::collections::BTreeSet;
 use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -81,10 +83,47 @@ impl<'a> Cluster<'a> {
         cluster.well(&["slurmctld", "-c"]);
         for node in 1..=nodes {
             std::fs::create_dir(cluster.at(&format!("spool-n{node}"))).expect("a node's folder");
-            cluster.well(&["slurmd", "-c", "-N", &format!("n{node}")]);
+            cluster.boot(&format!("n{node}"));
         }
         cluster.idle(nodes);
         Some(cluster)
+    }
+
+    /// Starts a node that has never run, or one that was [killed](Self::kill_node).
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn boot(&self, node: &str) {
+        self.well(&["slurmd", "-c", "-N", node]);
+    }
+
+    /// What the loss of a machine is: its daemon, its steps' daemons and all that ran in them end at once, without a word.
+    pub fn kill_node(&self, node: &str) {
+        let here = |variable: &[u8]| variable == format!("SLURMD_NODENAME={node}").as_bytes();
+        let is_of = |process: &Process| {
+            let environment = std::fs::read(format!("/proc/{}/environ", process.pid)).unwrap_or_default();
+            let daemon = process.command.contains("slurmd -c") && process.command.contains(&format!("-N {node}"));
+            daemon || environment.split(|byte| *byte == 0).any(here)
+        };
+        let all = self.machine.processes();
+        let parent = |process: &Process| {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.pid)).unwrap_or_default();
+            stat.rsplit_once(')').and_then(|(_, rest)| rest.split(' ').nth(2)?.parse::<i32>().ok())
+        };
+        let ours: Vec<&Process> = all.iter().filter(|process| is_of(process)).collect();
+        // a step's daemon writes its title over its environment, but what it has started has one
+        let is_step = |pid: &i32| {
+            let command = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            command.starts_with("slurmstepd")
+        };
+        let steps: BTreeSet<i32> = ours.iter().filter_map(|process| parent(process)).filter(is_step).collect();
+        // daemons first: they would tell of the others' end
+        let is_daemon = |process: &&Process| process.command.contains("slurmd -c");
+        let daemons = ours.iter().copied().filter(is_daemon).map(|process| process.pid);
+        let rest = ours.iter().filter(|process| !is_daemon(process)).map(|process| process.pid);
+        for pid in daemons.chain(steps).chain(rest) {
+            processes::signal(pid, Signal::SIGKILL);
+        }
     }
 
     /// Waits until so many nodes are idle: nothing of an earlier job is left on them.
@@ -116,7 +155,7 @@ impl<'a> Cluster<'a> {
              AccountingStorageType=accounting_storage/none\nMpiDefault=none\nSwitchType=switch/none\n\
              SelectType=select/cons_tres\nSelectTypeParameters=CR_Core\nSchedulerType=sched/backfill\n\
              SchedulerParameters=bf_interval=1,sched_interval=2,batch_sched_delay=0,sched_min_interval=0\n\
-             ReturnToService=2\nKillWait=30\nMinJobAge=3600\nJobRequeue=1\nSlurmdTimeout=60\n\
+             ReturnToService=2\nKillWait=30\nMinJobAge=3600\nJobRequeue=1\nSlurmdTimeout=10\n\
              SlurmdParameters=config_overrides\n",
             ports[0],
         );

@@ -6,12 +6,12 @@
 
 use nix::sys::signal::Signal;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tests::experiment::{Experiment, NAME};
 use tests::machine::{Answer, Machine};
 use tests::processes;
 use tests::slurm::{Cluster, configuration};
-use tests::{PATIENCE, until};
+use tests::{PATIENCE, repository, until};
 
 /// For a job that was told to end: its state is stored first.
 const END: Duration = Duration::from_secs(60);
@@ -117,6 +117,9 @@ fn jobs_of_a_real_slurm() {
     let _ = stage.cluster.ask(&["scontrol", "update", "nodename=n2", "state=resume"]);
     stage.cluster.idle(2);
     a_coordinator_crashes(&stage, url, &expected);
+    std::fs::remove_dir_all(&run).expect("a run that is over");
+    machine.experiment(&long.with("cluster.orphan_patience", "5s"));
+    the_first_node_dies(&stage, url, &expected);
 }
 
 /// Nothing is queued of what cannot run.
@@ -211,5 +214,38 @@ fn a_coordinator_crashes(stage: &Stage<'_>, url: &str, expected: &str) {
     let log = stage.log(&job);
     assert_eq!(stage.cluster.state(&job).1, 0, "it was not queued again");
     assert_eq!(stage.machine.state_hash(url), expected, "{log}");
+    stage.nobody_works();
+}
+
+/// With the first node the script, the coordinator and a worker are gone. The other node's worker stores the state, and its agent has the
+/// job queued again; when there are two nodes it goes on from there.
+fn the_first_node_dies(stage: &Stage<'_>, url: &str, expected: &str) {
+    let text = std::fs::read_to_string(repository().join("scripts/slurm/train.sbatch")).expect("the template");
+    assert!(text.contains("--patience 60 "));
+    stage.machine.write("impatient.sbatch", text.replace("--patience 60 ", "--patience 5 "));
+    let answer = stage.submit(&["--template", "impatient.sbatch"]);
+    assert_eq!(answer.code, 0, "{answer:?}");
+    let job = answer.stdout.strip_prefix("job ").and_then(|rest| rest.split(':').next()).expect("the job's number");
+    let struck_at = stage.wait_for_images(job, STRUCK_AT);
+    stage.cluster.kill_node("n1");
+    let began = Instant::now();
+    let again = || (stage.cluster.state(job) == ("PENDING".to_owned(), 1)).then_some(());
+    let queued = tests::try_until(Duration::from_secs(120), again);
+    assert!(queued.is_some(), "{:?}\n{}\n{}", stage.cluster.state(job), stage.log(job), stage.cluster.story());
+    println!("the first node died: the job was queued again after {:.0?}", began.elapsed());
+    stage.nobody_works();
+    let stored = stage.machine.newest_images().expect("a checkpoint");
+    assert!(stored >= struck_at, "{stored} images are stored, and {struck_at} were seen:\n{}", stage.log(job));
+    let log = stage.log(job);
+    stage.cluster.boot("n1");
+    stage.cluster.idle(2);
+    stage.cluster.well(&["scontrol", "update", &format!("jobid={job}"), "StartTime=now+3"]);
+    stage.complete(job);
+    let after = stage.log(job);
+    let after = after.strip_prefix(&log).unwrap_or(&after);
+    // the coordinator is a successor: it looks for the workers of the one that died, and goes on without them
+    let from = format!("rank 0 of 2: 24 images, 1 threads, from {:.1} kimg", stored as f64 / 1000.0);
+    assert!(after.contains("is taken over by coordinator") && after.contains(&from), "{stored}: {after}");
+    assert_eq!(stage.machine.state_hash(url), expected, "{after}");
     stage.nobody_works();
 }
