@@ -45,7 +45,7 @@ pub fn examined(
     let left = patience.saturating_sub(began.elapsed());
     let mut examination = Examination::arrive(reach, &info, &doctor::findings(cuda).to_string(), left)?;
     tracing::info!("here at {peer}; waiting for the other hosts");
-    while let Some(meeting) = examination.next()? {
+    while let Some(meeting) = examination.meeting()? {
         let measured = meet(&mut listener, &meeting);
         match &measured {
             Ok(times) => tracing::debug!("meeting {}: {times:?}", meeting.number),

@@ -258,7 +258,7 @@ pub fn sum(hosts: usize, measured: &Result<Measured, String>, of: &str) -> Findi
     match measured {
         Ok(measured) => {
             let text = format!(
-                "{of} ({:.1} MB) among {hosts} hosts: {:.1} ms over TCP",
+                "{of} ({:.2} MB) among {hosts} hosts: {:.1} ms over TCP",
                 measured.bytes as f64 / MB,
                 ms(measured.sum)
             );

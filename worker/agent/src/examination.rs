@@ -94,7 +94,7 @@ impl Examination {
     /// # Errors
     /// [`AgentError::Refused`], [`AgentError::Assignment`] for a meeting that makes no sense, [`AgentError::Unreachable`] where the coordinator
     /// is gone.
-    pub fn next(&mut self) -> Result<Option<Meeting>, AgentError> {
+    pub fn meeting(&mut self) -> Result<Option<Meeting>, AgentError> {
         loop {
             let question = self.runtime.block_on(async { timeout(SILENCE, self.questions.message()).await });
             let question = match question {

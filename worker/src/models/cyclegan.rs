@@ -79,7 +79,8 @@ impl Generator {
             };
             x = instance_norm(&doubled).relu_();
             if let Some(before) = before.pop() {
-                x = x + before;
+                // not in place, as in the blocks
+                x = &x + before;
             }
         }
         let made = self.last.apply(&reflect(&x, 3), 1, 0);

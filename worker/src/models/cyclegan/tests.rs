@@ -119,6 +119,38 @@ fn a_generator_that_adds_to_its_input_begins_there() {
     assert!(model.generators[0].forward(&white).max().double_value(&[]) < -0.99);
 }
 
+/// Where nothing comes up, what was there before the first halving goes into the last layer; and gradients find their way by it.
+#[test]
+fn what_was_there_before_a_halving_is_added_after_it_is_undone() {
+    for upscale in [Upscale::Transposed, Upscale::Nearest] {
+        let model = model(Architecture { skips: true, upscale, ..architecture() });
+        let places = architecture().places();
+        let of = |place: u32, kind: &str| model.g.get(&format!("g.a2b{place}.{kind}"));
+        for place in &places.up {
+            let _zero = no_grad(|| of(*place, "weight").shallow_clone().zero_());
+        }
+        let [image, _] = reals(&batch(0..2), &draw(40));
+        let made = model.generators[0].forward(&image);
+        let conv =
+            |x: &Tensor, place: u32| reflect(x, 3).conv2d(of(place, "weight"), Some(of(place, "bias")), 1, 0, 1, 1);
+        let expected = conv(&instance_norm(&conv(&image, places.first)).relu(), places.last).tanh();
+        let apart = (&made - expected).abs().max().double_value(&[]);
+        assert!(apart < 1e-9, "{upscale:?}: {apart:e}");
+        model.g.require_gradients(&model.active("g", &STAGE.level));
+        model.generators[0].forward(&image).sum(Kind::Double).backward();
+        assert!(of(places.first, "weight").grad().abs().max().double_value(&[]) > 0.0);
+    }
+}
+
+/// As many pixels all the way, and no layer that makes more of them.
+#[test]
+fn a_generator_may_halve_nothing() {
+    let a = Architecture { g_downs: 0, ..architecture() };
+    assert_eq!((a.multiple(), a.places().down.len(), a.places().up.len()), (1, 0, 0));
+    let made = model(a).generators[1].forward(&Tensor::rand([1, 3, 17, 23], (Kind::Double, Device::Cpu)));
+    assert_eq!(made.size(), [1, 3, 17, 23]);
+}
+
 /// gan.md 2.3, pass by pass; identity weighs lambda * lambda_identity.
 #[test]
 fn the_objective_of_g_is_the_sum_of_its_terms() {
