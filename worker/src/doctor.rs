@@ -36,6 +36,17 @@ pub fn findings(cuda: &Cuda) -> Value {
         "gpus": if loaded { tch::Cuda::device_count() } else { 0 },
         "nccl": nccl.as_ref().ok().map(|library| format!("version {}, {}", library.version(), library.found().display())),
         "nccl_trouble": nccl.err().map_or_else(String::new, |error| error.to_string()),
+        "nccl_environment": nccl_environment(),
         "cache": environment::cache_folder(),
     })
+}
+
+/// The variables that NCCL reads, in the order of their names.
+fn nccl_environment() -> Vec<String> {
+    let mut found: Vec<_> = std::env::vars_os()
+        .filter_map(|(name, value)| Some(format!("{}={}", name.to_str()?, value.to_str()?)))
+        .filter(|variable| variable.starts_with("NCCL_"))
+        .collect();
+    found.sort_unstable();
+    found
 }

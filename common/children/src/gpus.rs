@@ -1,4 +1,48 @@
-//! The GPUs that a process may use, found without a driver: devices are files, and the environment narrows them.
+//! The GPUs that a process may use, found without a library: devices are files, and the environment narrows them. What each is and where it
+//! is plugged in, the driver and the kernel write into files, too.
+
+use std::path::Path;
+
+/// A GPU as the driver and the kernel describe it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Described {
+    /// As in `NVIDIA H100 80GB HBM3`.
+    pub model: String,
+    /// Where it is plugged in, as in `0000:17:00.0`.
+    pub bus: String,
+    /// Node of the memory that is near to it; `None` where the machine has one, or does not say.
+    pub numa: Option<u32>,
+    /// Lanes that it uses, and those that it could use.
+    pub lanes: Option<(u32, u32)>,
+    /// As in `32.0 GT/s`; less while it has nothing to do.
+    pub speed: Option<String>,
+}
+
+/// All GPUs of this machine, by their places on the bus; `root` is where `/proc` and `/sys` are. None where no driver is loaded.
+#[must_use]
+pub fn described(root: &Path) -> Vec<Described> {
+    let entries = std::fs::read_dir(root.join("proc/driver/nvidia/gpus")).into_iter().flatten().flatten();
+    let mut found: Vec<_> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    found.sort_unstable();
+    let describe = |bus: String| {
+        let information = std::fs::read_to_string(root.join("proc/driver/nvidia/gpus").join(&bus).join("information"));
+        let information = information.unwrap_or_default();
+        let model = information.lines().find_map(|line| line.strip_prefix("Model:")).unwrap_or("unknown").trim();
+        let of = |name: &str| {
+            let text = std::fs::read_to_string(root.join("sys/bus/pci/devices").join(&bus).join(name)).ok()?;
+            Some(text.trim().to_owned())
+        };
+        let lanes = |name: &str| of(name)?.parse::<u32>().ok();
+        Described {
+            model: model.to_owned(),
+            numa: of("numa_node").and_then(|node| node.parse().ok()),
+            lanes: lanes("current_link_width").zip(lanes("max_link_width")),
+            speed: of("current_link_speed").map(|speed| speed.trim_end_matches(" PCIe").to_owned()),
+            bus,
+        }
+    };
+    found.into_iter().map(describe).collect()
+}
 
 /// The NVIDIA GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them: one for each place.
 #[must_use]
@@ -28,6 +72,40 @@ fn usable(devices: &[String], visible: Option<&str>) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_gpu_is_described_as_driver_and_kernel_do() {
+        let root = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        assert_eq!(described(root.path()), []);
+        let information =
+            "Model: \t\t NVIDIA H100 80GB HBM3\nIRQ:   \t\t 91\nGPU UUID: \t GPU-5a\nBus Location: \t 0000:17:00.0\n";
+        write("proc/driver/nvidia/gpus/0000:17:00.0/information", information);
+        for (name, text) in [
+            ("numa_node", "1"),
+            ("current_link_width", "8"),
+            ("max_link_width", "16"),
+            ("current_link_speed", "32.0 GT/s PCIe"),
+        ] {
+            write(&format!("sys/bus/pci/devices/0000:17:00.0/{name}"), &format!("{text}\n"));
+        }
+        // a machine with one node says -1, a virtual one nothing at all
+        write("proc/driver/nvidia/gpus/0000:03:00.0/information", "Model: NVIDIA A2\n");
+        write("sys/bus/pci/devices/0000:03:00.0/numa_node", "-1\n");
+        let bare = Described { model: "NVIDIA A2".to_owned(), bus: "0000:03:00.0".to_owned(), ..Described::default() };
+        let whole = Described {
+            model: "NVIDIA H100 80GB HBM3".to_owned(),
+            bus: "0000:17:00.0".to_owned(),
+            numa: Some(1),
+            lanes: Some((8, 16)),
+            speed: Some("32.0 GT/s".to_owned()),
+        };
+        assert_eq!(described(root.path()), [bare, whole]);
+    }
 
     #[test]
     fn only_numbered_devices_are_gpus_and_the_environment_narrows_them() {

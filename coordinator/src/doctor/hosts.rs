@@ -333,7 +333,7 @@ mod tests {
             peer_address: format!("10.0.0.{}:4000", name.len()),
             device: "host".to_owned(),
         };
-        let findings = r#"{"build":"0","libtorch":"2","isa":"avx2","cuda":"no driver","devices":0,"gpus":0,"nccl":null,"nccl_trouble":"","cache":null}"#;
+        let findings = r#"{"build":"0","libtorch":"2","isa":"avx2","cuda":"no driver","devices":0,"gpus":0,"nccl":null,"nccl_trouble":"","nccl_environment":[],"cache":null}"#;
         let arrival = rpc::Arrival { join: Some(join), findings: findings.replace("\"0\"", &format!("\"{BUILD}\"")) };
         let words = |body| FromHost { body: Some(body) };
         say.send(words(Body::Arrival(arrival))).await.unwrap();

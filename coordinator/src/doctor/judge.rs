@@ -3,6 +3,7 @@
 use super::Finding;
 use crate::launch::BUILD;
 use crate::machine::files_for;
+use children::gpus::Described;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -45,6 +46,8 @@ pub struct Worker {
     pub nccl: Option<String>,
     /// Why there is none.
     pub nccl_trouble: String,
+    /// What the environment tells NCCL.
+    pub nccl_environment: Vec<String>,
     /// Folder of what can be made or fetched again.
     pub cache: Option<PathBuf>,
 }
@@ -106,7 +109,8 @@ pub fn worker(worker: &Result<Worker, String>, gpus: usize) -> Vec<Finding> {
     });
     if gpus > 1 {
         found.push(match &worker.nccl {
-            Some(version) => Finding::good("NCCL", version),
+            Some(version) if worker.nccl_environment.is_empty() => Finding::good("NCCL", version),
+            Some(version) => Finding::good("NCCL", format!("{version}; {}", worker.nccl_environment.join(", "))),
             None => Finding::note(
                 "NCCL",
                 format!("{}; GPUs would sum over TCP", worker.nccl_trouble),
@@ -115,6 +119,23 @@ pub fn worker(worker: &Result<Worker, String>, gpus: usize) -> Vec<Finding> {
         });
     }
     found
+}
+
+/// What a GPU is and where it is plugged in.
+pub fn gpu(gpu: &Described) -> Finding {
+    let mut text = format!("{}, {}", gpu.model, gpu.bus);
+    if let Some(node) = gpu.numa {
+        text += &format!(", near memory node {node}");
+    }
+    if let Some((used, most)) = gpu.lanes {
+        let speed = gpu.speed.as_deref().unwrap_or("?");
+        text += &format!(", PCIe x{used} of x{most} at {speed}");
+        if used < most {
+            let remedy = "whatever goes to it or comes from it takes longer: is the card seated well, and has the slot all lanes?";
+            return Finding::note("GPU", text, remedy);
+        }
+    }
+    Finding::good("GPU", text)
 }
 
 pub fn cores(workers: u32, gpus: usize, cores: u32) -> Finding {
@@ -294,6 +315,20 @@ mod tests {
         }
         let whole = Worker { cuda: "loaded".to_owned(), gpus: 2, nccl: Some("2.28".to_owned()), ..sound };
         assert_eq!(of(&whole, 2)[2], ("NCCL", Good));
+    }
+
+    #[test]
+    fn a_gpu_with_fewer_lanes_than_it_could_have_is_worth_a_word() {
+        let with = |lanes| Described {
+            model: "NVIDIA H100".to_owned(),
+            bus: "0000:17:00.0".to_owned(),
+            numa: Some(1),
+            lanes,
+            speed: Some("32.0 GT/s".to_owned()),
+        };
+        let whole = gpu(&with(Some((16, 16))));
+        assert_eq!(whole.found, "NVIDIA H100, 0000:17:00.0, near memory node 1, PCIe x16 of x16 at 32.0 GT/s");
+        assert_eq!((one(whole), one(gpu(&with(None))), one(gpu(&with(Some((8, 16)))))), (Good, Good, Note));
     }
 
     #[test]

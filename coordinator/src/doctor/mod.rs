@@ -232,6 +232,7 @@ async fn look(args: &DoctorArgs) -> Vec<Finding> {
 
     let worker = worker().await;
     found.extend(judge::worker(&worker, gpus.len()));
+    found.extend(children::gpus::described(Path::new("/")).iter().map(judge::gpu));
     found.push(judge::cores(workers, gpus.len(), machine::cores()));
     found.push(judge::open_files(getrlimit(Resource::Nofile).maximum, workers));
     found.push(judge::processes(&proc_limits(), workers, machine::cores()));
