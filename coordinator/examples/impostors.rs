@@ -20,7 +20,7 @@ const GUESS: &str = "0123456789abcdef0123456789abcdef";
 /// For one join.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// At one time.
-const AT_ONCE: usize = 256;
+const AT_ONCE: usize = 64;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

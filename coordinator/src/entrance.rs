@@ -60,8 +60,8 @@ impl Entrance {
                 true => Ok(None),
                 false => {
                     let message = format!(
-                        "listening on {} lets others on the network try. Make credentials, `coordinator credentials make FOLDER`, and launch \
-                         with --credentials FOLDER; or add --insecure if everybody on that network is trusted",
+                        "listening on {} lets others on the network try. Make credentials, `coordinator credentials make FOLDER`, and give \
+                         --credentials FOLDER; or add --insecure if everybody on that network is trusted",
                         self.listen
                     );
                     Err(Failure::new(Exit::Usage, message))

@@ -92,6 +92,8 @@ def main():
     # several forwards before one backward: no buffers to broadcast, and the graph does not change
     wrap = (lambda net: DDP(net, broadcast_buffers=False, static_graph=True)) if world > 1 else (lambda net: net)
     g_a, g_b, d_a, d_b = map(torch.compile if a.compile and world == 1 else lambda net: net, map(wrap, nets))
+    # another pass of a network of several ranks would be one more for DDP to account for
+    of_b, of_a = (d_a, d_b) if world == 1 else nets[2:]
     mixed = lambda: torch.autocast(a.device, torch.bfloat16, enabled=a.amp)
     adam = lambda *some: torch.optim.Adam(itertools.chain(*(net.parameters() for net in some)), 2e-4, (0.5, 0.999))
     of_g, of_d = adam(g_a, g_b), adam(d_a, d_b)
@@ -114,7 +116,7 @@ def main():
             net.requires_grad_(False)
         of_g.zero_grad(set_to_none=True)
         with mixed():
-            loss = (judge(nets[2](fake_b).float(), 1.0) + judge(nets[3](fake_a).float(), 1.0)
+            loss = (judge(of_b(fake_b).float(), 1.0) + judge(of_a(fake_a).float(), 1.0)
                     + 10 * F.l1_loss(g_b(fake_b).float(), real_a) + 10 * F.l1_loss(g_a(fake_a).float(), real_b)
                     + 5 * F.l1_loss(g_a(real_b).float(), real_b) + 5 * F.l1_loss(g_b(real_a).float(), real_a))
         loss.backward()

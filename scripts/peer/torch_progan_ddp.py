@@ -89,13 +89,14 @@ def main():
             with torch.no_grad(), ctx(): fake = gm(torch.randn(n, g.c, device=a.device), a.alpha).float()
             u = torch.rand(n, 1, 1, 1, device=a.device); mix = (real + u * (fake - real)).requires_grad_(True)
             od.zero_grad(set_to_none=True)
-            with ctx(): sr, sf, sm = dm(real, a.alpha).float(), d(fake, a.alpha).float(), d(mix, a.alpha).float()
+            once = dm if world == 1 else d  # DDP wants one pass; what is derived twice cannot be compiled
+            with ctx(): sr, sf, sm = dm(real, a.alpha).float(), once(fake, a.alpha).float(), d(mix, a.alpha).float()
             gr = torch.autograd.grad(sm.sum(), mix, create_graph=True)[0].flatten(1).norm(dim=1)
             (sf.mean() - sr.mean() + 10 * (gr - 1).square().mean() + 1e-3 * sr.square().mean()).backward(); od.step()
             with torch.no_grad():
                 for pe, pg in zip(ema.parameters(), g.parameters()): pe.lerp_(pg, 1e-3)
             og.zero_grad(set_to_none=True); d.requires_grad_(False)
-            with ctx(): loss = -d(gm(torch.randn(n, g.c, device=a.device), a.alpha), a.alpha).float().mean()
+            with ctx(): loss = -once(gm(torch.randn(n, g.c, device=a.device), a.alpha), a.alpha).float().mean()
             loss.backward(); og.step(); d.requires_grad_(True)
             if a.alpha == 0.0:
                 for l in d.rgb[:-1]: l.requires_grad_(False)

@@ -30,6 +30,7 @@ pub fn example(package: &str, name: &str) -> PathBuf {
     if !program.is_file() {
         cargo_build(&folder, &["-p", package, "--example", name]);
     }
+    assert!(program.is_file(), "{} is not there; is {FOLDER} a folder without examples?", program.display());
     program
 }
 

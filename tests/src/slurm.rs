@@ -155,7 +155,7 @@ impl<'a> Cluster<'a> {
              AccountingStorageType=accounting_storage/none\nMpiDefault=none\nSwitchType=switch/none\n\
              SelectType=select/cons_tres\nSelectTypeParameters=CR_Core\nSchedulerType=sched/backfill\n\
              SchedulerParameters=bf_interval=1,sched_interval=2,batch_sched_delay=0,sched_min_interval=0\n\
-             ReturnToService=2\nKillWait=30\nMinJobAge=3600\nJobRequeue=1\nSlurmdTimeout=10\n\
+             ReturnToService=2\nKillWait=30\nMinJobAge=3600\nJobRequeue=1\nSlurmdTimeout=30\n\
              SlurmdParameters=config_overrides\n",
             ports[0],
         );

@@ -10,6 +10,7 @@ use collective::{Collective, CollectiveError, Membership, Mesh, Tcp};
 use common::exit::Exit;
 use native::cuda::Cuda;
 use std::net::SocketAddr;
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -70,7 +71,22 @@ fn meet(listener: &mut collective::Listener, meeting: &Meeting) -> Result<Times,
             CollectiveError::TimedOut { .. } => format!("no connection within {} s", FORM.as_secs()),
             error => error.to_string(),
         })?;
-        measure(&mut group, meeting, &left).map_err(|error| error.to_string())
+        // a deadline of the collective is one without progress: who trickles would be waited for without end
+        let (done, over) = channel::<()>();
+        let (aborter, time) = (group.aborter(), left());
+        std::thread::spawn(move || {
+            if over.recv_timeout(time) == Err(RecvTimeoutError::Timeout) {
+                aborter.abort();
+            }
+        });
+        let measured = measure(&mut group, meeting, &left).map_err(|error| match error {
+            CollectiveError::Aborted | CollectiveError::TimedOut { .. } if left().is_zero() => {
+                format!("not done within {:.0} s", meeting.time.as_secs_f64())
+            }
+            error => error.to_string(),
+        });
+        drop(done);
+        measured
     };
     match measured()? {
         (times, true) => Ok(times),

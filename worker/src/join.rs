@@ -19,7 +19,7 @@ use crate::ranks::Ranks;
 use crate::run::{self, Parts};
 use crate::sync::{self, Carried};
 use crate::trainer::{StepError, Trainer};
-use crate::{alike, environment, limits, prepare, probe};
+use crate::{alike, environment, limits, prepare};
 use agent::{Activity, Agent, Assignment, JoinInfo, Next, Notice, Progress, Reach, Seat, Trouble};
 use collective::{Collective, Listener, Membership, Mesh, Solo};
 use common::checkpoint::{Dataset, ManifestKey, TrainerCursor};
@@ -135,9 +135,6 @@ impl Worker {
         agent.look_up(coordinator_of(&runtime, &run));
         agent.progress(Progress { activity: Activity::Data, ..Progress::default() });
         let images = Arc::new(prepare::images(&config, &|_| ())?.images);
-        if matches!(device, Device::Cuda(_)) {
-            probe::greatest_step(&config, device)?;
-        }
         let features = Features::of(&config.metrics, device)?;
         let dataset = Dataset { fingerprint: images.fingerprint(), images: images.len() as u64 };
         let identity =

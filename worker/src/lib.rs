@@ -28,7 +28,6 @@ pub mod outputs;
 pub mod parameters;
 pub mod pictures;
 pub mod prepare;
-pub mod probe;
 pub mod ranks;
 pub mod run;
 pub mod sample;

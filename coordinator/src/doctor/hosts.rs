@@ -37,10 +37,16 @@ const OF_ALL: Duration = Duration::from_secs(300);
 const WORD: Duration = Duration::from_secs(10);
 /// Bytes that two sum, and all where nothing is said of a run.
 const BYTES: u64 = 8 << 20;
+/// Where it only matters that they meet.
+const FEW_BYTES: u64 = 1 << 10;
+/// Longest word of a host about what went wrong.
+const TROUBLE_MAX: usize = 300;
 /// Sums of a meeting, of which the quickest counts.
 const SUMS: u32 = 4;
 /// A host whose machine answers nothing for so long is gone.
 const GONE: Duration = Duration::from_secs(10);
+/// Longest message in bytes.
+const MESSAGE_BYTES_MAX: usize = 1 << 20;
 /// Messages that may wait, each way.
 const WINDOW: usize = 16;
 
@@ -66,6 +72,13 @@ struct Host {
 }
 
 impl Host {
+    /// It was one too many.
+    fn refuse(&self) {
+        let message = "all hosts that were waited for have come, or it is too late".to_owned();
+        // nothing was asked yet: there is room; the stream ends with the host
+        let _ = self.questions.try_send(Ok(refused(message)));
+    }
+
     async fn ask(&self, question: to_host::Body) -> bool {
         self.questions.send_timeout(Ok(ToHost { body: Some(question) }), ANSWER).await.is_ok()
     }
@@ -95,7 +108,7 @@ impl Host {
                 Ok(Some(Body::Measured(told))) if told.meeting == meeting => {
                     return match told.trouble.is_empty() {
                         true => Ok((told.way_seconds, told.sum_seconds)),
-                        false => Err(told.trouble),
+                        false => Err(told.trouble.chars().take(TROUBLE_MAX).collect()),
                     };
                 }
                 Ok(Some(_)) => {}
@@ -106,7 +119,7 @@ impl Host {
     }
 }
 
-/// Waits for hosts at a listener, through its door if it has one, and looks at them.
+/// Waits for hosts at a listener, through its door if it has one, and looks at them; after what is found `here` meanwhile.
 ///
 /// # Errors
 /// The server ends: what is found among hosts is no error.
@@ -114,6 +127,7 @@ pub async fn examine(
     (listener, door): (TcpListener, Option<Door>),
     token: Token,
     terms: &Terms<'_>,
+    here: impl Future<Output = Vec<Finding>>,
 ) -> Result<Vec<Finding>, Failure> {
     let (arrivals, mut coming) = mpsc::channel(WINDOW);
     let refusals = Arc::new(Refusals::default());
@@ -122,13 +136,16 @@ pub async fn examine(
     let router = tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(GONE / 2))
         .http2_keepalive_timeout(Some(GONE / 2))
-        .add_service(ExaminationServer::new(server));
+        .add_service(ExaminationServer::new(server).max_decoding_message_size(MESSAGE_BYTES_MAX));
     let serving = tokio::spawn(door::serve(router, listener, door, told));
     let looking = async {
-        let mut hosts = gather(&mut coming, terms).await;
+        let (mut hosts, mut found) = tokio::join!(gather(&mut coming, terms), here);
         // whoever comes too late is let go at once
         coming.close();
-        let found = look(&mut hosts, terms).await;
+        while let Some(late) = coming.recv().await {
+            late.refuse();
+        }
+        found.extend(look(&mut hosts, terms).await);
         dismiss(hosts).await;
         found
     };
@@ -180,7 +197,16 @@ async fn look(hosts: &mut [Host], terms: &Terms<'_>) -> Vec<Finding> {
     for round in links::rounds(hosts.len()) {
         number += 1;
         let groups: Vec<Vec<usize>> = round.iter().map(|(one, other)| vec![*one, *other]).collect();
-        let measured = meet(hosts, &groups, (number, BYTES, OF_TWO)).await;
+        let mut measured = meet(hosts, &groups, (number, BYTES, OF_TWO)).await;
+        // a rank calls those before it: the other way round it is the other host that is called
+        number += 1;
+        let sound: Vec<usize> = (0..groups.len()).filter(|pair| measured[*pair].is_ok()).collect();
+        let turned: Vec<Vec<usize>> = sound.iter().map(|pair| groups[*pair].iter().rev().copied().collect()).collect();
+        for (pair, back) in sound.into_iter().zip(meet(hosts, &turned, (number, FEW_BYTES, OF_TWO)).await) {
+            if let Err(why) = back {
+                measured[pair] = Err(why);
+            }
+        }
         ways.extend(round.into_iter().zip(measured).map(|(ends, measured)| Link { ends, measured }));
     }
     found.extend(links::links(&names, &addresses, &ways));
@@ -258,6 +284,10 @@ async fn meet(
     measured
 }
 
+fn refused(message: String) -> ToHost {
+    ToHost { body: Some(to_host::Body::Refused(rpc::Refused { message, again: false })) }
+}
+
 struct Server {
     token: Token,
     arrivals: mpsc::Sender<Host>,
@@ -283,21 +313,17 @@ impl Examination for Server {
             Err(_) => return Err(Status::deadline_exceeded("nobody arrived")),
         };
         let (questions, outgoing) = mpsc::channel(WINDOW);
-        let refuse = |message: String| {
-            // the queue is empty: there is room; the stream ends when the sender is dropped
-            let refused = to_host::Body::Refused(rpc::Refused { message, again: false });
-            let _ = questions.try_send(Ok(ToHost { body: Some(refused) }));
-        };
         if let Err(refusal) = admission::admit(&join, &self.token, BUILD) {
             self.refusals.tell(from, &refusal.to_string());
-            refuse(refusal.to_string());
+            // the queue is empty: there is room; the stream ends when the sender is dropped
+            let _ = questions.try_send(Ok(refused(refusal.to_string())));
             return Ok(Response::new(ReceiverStream::new(outgoing)));
         }
         let (said, answers) = mpsc::channel(WINDOW);
         let worker = serde_json::from_str(&findings).map_err(|error| format!("what it says of itself: {error}"));
-        let host = Host { name: join.host, address: join.peer_address, worker, questions: questions.clone(), answers };
-        if self.arrivals.send(host).await.is_err() {
-            refuse("all hosts that were waited for have come, or it is too late".to_owned());
+        let host = Host { name: join.host, address: join.peer_address, worker, questions, answers };
+        if let Err(mpsc::error::SendError(late)) = self.arrivals.send(host).await {
+            late.refuse();
             return Ok(Response::new(ReceiverStream::new(outgoing)));
         }
         tokio::spawn(async move {
@@ -364,7 +390,7 @@ mod tests {
         let at = listener.local_addr().unwrap().to_string();
         let looking = tokio::spawn(async move {
             let terms = Terms { expected, patience, invitation: "`worker doctor`", gradients: None };
-            examine((listener, None), Token::from_text(TOKEN), &terms).await.unwrap()
+            examine((listener, None), Token::from_text(TOKEN), &terms, async { Vec::new() }).await.unwrap()
         });
         (at, looking)
     }

@@ -9,9 +9,9 @@ use std::time::Duration;
 const SKEW: f64 = 1.0;
 /// And beyond this, what one host signs or certifies is not good at another.
 const SKEW_MAX: f64 = 60.0;
-/// A way that carries less than this part of what the better ones do is slow.
+/// A way that carries less than this part of what the best one does is slow.
 const SLOW: f64 = 0.5;
-/// A way that takes longer than this many times what most take is long, unless it is short all the same.
+/// A way that takes longer than this many times what the shortest takes is long, unless it is short all the same.
 const LONG: f64 = 4.0;
 const SHORT: Duration = Duration::from_millis(1);
 const MB: f64 = 1e6;
@@ -145,6 +145,23 @@ pub fn alike(names: &[String], workers: &[Option<&Worker>]) -> Vec<Finding> {
 /// Clocks, by this host's.
 pub fn clocks(names: &[String], offsets: &[Option<Offset>]) -> Vec<Finding> {
     let mut found = Vec::new();
+    let sure: Vec<f64> = offsets.iter().flatten().map(|(offset, _)| *offset).collect();
+    let (least, most) =
+        sure.iter().fold((f64::MAX, f64::MIN), |(least, most), offset| (least.min(*offset), most.max(*offset)));
+    if sure.len() > 1 && sure.len() == names.len() && most - least < SKEW && least.abs().min(most.abs()) > SKEW {
+        let direction = if least > 0.0 { "behind" } else { "ahead of" };
+        let text = format!(
+            "this host is {:.1} s {direction} the {} others, which agree",
+            least.abs().min(most.abs()),
+            sure.len()
+        );
+        let remedy = "set its clock: let chrony or systemd-timesyncd keep it on every host";
+        return vec![if least.abs() > SKEW_MAX {
+            Finding::bad("clock", text, remedy)
+        } else {
+            Finding::note("clock", text, remedy)
+        }];
+    }
     let (mut worst, mut known) = (0.0f64, 0);
     for (name, offset) in names.iter().zip(offsets) {
         let Some((offset, doubt)) = offset else {
@@ -181,15 +198,30 @@ pub fn clocks(names: &[String], offsets: &[Option<Offset>]) -> Vec<Finding> {
 pub fn links(names: &[String], addresses: &[String], links: &[Link]) -> Vec<Finding> {
     let mut found = broken(names, addresses, links);
     let sound: Vec<_> = links.iter().filter_map(|link| Some((link, *link.measured.as_ref().ok()?))).collect();
-    // where one of three hosts is slow, so are two of three ways: held against the better ones
-    let rate = quantile(0.75, sound.iter().map(|(_, measured)| measured.rate()));
-    let way = quantile(0.25, sound.iter().map(|(_, measured)| measured.way.as_secs_f64()));
-    let (Some(rate), Some(way)) = (rate, way) else { return found };
+    if sound.is_empty() {
+        return found;
+    }
+    // where one of three hosts is slow, so are two of three ways: held against the best
+    let (least, rate) = extremes(sound.iter().map(|(_, measured)| measured.rate()));
+    let (way, _) = extremes(sound.iter().map(|(_, measured)| measured.way.as_secs_f64()));
     let count = found.len();
     let slow = |link: &Link| link.measured.as_ref().is_ok_and(|measured| measured.rate() < SLOW * rate);
     const REMEDY: &str = "every step waits for the slowest way: look at cable, port and interface (`ethtool`), and at what else uses them; \
                           --listen names another interface";
     let hosts = throughout(names.len(), links, &slow);
+    let many = sound.iter().filter(|(link, _)| slow(link)).count();
+    if hosts.len() > 1 {
+        let plain: Vec<&str> = hosts.iter().map(|host| names[*host].as_str()).collect();
+        let text = format!(
+            "{many} of {} ways carry less than half of what the best does, {} to {}: all of {}",
+            sound.len(),
+            bits(least),
+            bits(rate),
+            plain.join(", ")
+        );
+        found.push(Finding::note("link", text, REMEDY));
+        return found;
+    }
     for host in &hosts {
         let its = sound.iter().filter(|(link, _)| link.has(*host));
         let (_, most) = extremes(its.map(|(_, measured)| measured.rate()));
@@ -285,13 +317,6 @@ fn extremes(values: impl Iterator<Item = f64>) -> (f64, f64) {
     values.fold((f64::INFINITY, 0.0), |(least, most), value| (value.min(least), value.max(most)))
 }
 
-/// The value that this part of all lies below.
-fn quantile(part: f64, values: impl Iterator<Item = f64>) -> Option<f64> {
-    let mut sorted: Vec<f64> = values.collect();
-    sorted.sort_by(f64::total_cmp);
-    sorted.get((sorted.len() as f64 * part) as usize).copied()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -347,6 +372,8 @@ mod tests {
         assert_eq!(of(Some((-1.2, 0.5))), Good, "it may be 0.7 s");
         assert_eq!(of(Some((-1.2, 0.1))), Note);
         assert_eq!((of(Some((61.0, 0.1))), of(None)), (Bad, Bad));
+        let ours = clocks(&some(2), &[Some((100.0, 0.1)), Some((100.2, 0.1))]);
+        assert!(ours.len() == 1 && ours[0].found.starts_with("this host is 100.0 s behind the 2 others"), "{ours:?}");
         let all = clocks(&some(3), &[Some((0.0, 0.1)), Some((-7.0, 0.1)), Some((0.1, 0.0))]);
         assert_eq!(all.len(), 1);
         assert!(all[0].found.contains("n1 is 6.9 s behind"), "{}", all[0].found);
@@ -383,6 +410,15 @@ mod tests {
             one[0].found.starts_with("all ways of n2: 96.0 Mbit/s at most, where others carry 9.0"),
             "{}",
             one[0].found
+        );
+        let rates = |i: usize, j: usize| if i < 2 && j < 2 { 9200.0 } else { 95.0 };
+        let ways = [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)].map(|(i, j)| link(i, j, rates(i, j), 0.1));
+        let half = judged(4, &ways);
+        assert_eq!(healths(&half), [("link", Note)], "two of four hosts");
+        assert!(
+            half[0].found.starts_with("5 of 6 ways carry less") && half[0].found.ends_with("all of n2, n3"),
+            "{}",
+            half[0].found
         );
         let far = judged(3, &[link(0, 1, 9000.0, 0.1), link(0, 2, 9000.0, 3.0), link(1, 2, 9200.0, 0.2)]);
         assert_eq!(healths(&far), [("link", Note)]);

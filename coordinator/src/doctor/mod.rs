@@ -123,7 +123,9 @@ impl Finding {
             Health::Bad => "BAD ",
         };
         let remedy = self.remedy.as_ref().map(|remedy| format!("\n                      -> {remedy}"));
-        format!("{mark}  {:<14}  {}{}", self.what, self.found, remedy.unwrap_or_default())
+        // what another host says may hold anything
+        let found = self.found.replace(char::is_control, " ");
+        format!("{mark}  {:<14}  {found}{}", self.what, remedy.unwrap_or_default())
     }
 }
 
@@ -134,10 +136,10 @@ impl Finding {
 pub async fn doctor(args: &DoctorArgs) -> Result<Exit, Failure> {
     // whatever cannot be asked for is said before anything is looked at
     let round = args.hosts.map(|expected| Round::new(args, expected)).transpose()?;
-    let mut findings = look(args).await;
-    if let Some(round) = round {
-        findings.extend(round.look(args).await?);
-    }
+    let findings = match round {
+        None => look(args).await,
+        Some(round) => round.look(args).await?,
+    };
     if args.json {
         let text = serde_json::to_string_pretty(&findings);
         line(&text.map_err(|error| Failure::new(Exit::Internal, format!("the findings: {error}")))?);
@@ -173,6 +175,13 @@ impl Round {
                 return Err(Failure::new(Exit::Usage, message));
             }
         };
+        if entrance.listen.ip().is_loopback() && entrance.advertise.is_none() && expected > 1 {
+            let message = format!(
+                "--listen {} is reached from this machine alone: name an address of it that the {expected} hosts reach",
+                entrance.listen
+            );
+            return Err(Failure::new(Exit::Usage, message));
+        }
         if entrance.listen.ip().is_unspecified() && entrance.advertise.is_none() {
             let message = format!(
                 "--listen {} is every address of this machine, and hosts must be told one: name it with --advertise HOST",
@@ -199,7 +208,8 @@ impl Round {
             invitation: &self.invitation,
             gradients: config.map(|config| config.model.parameters() * size_of::<f32>() as u64),
         };
-        hosts::examine((self.listener, door), self.token, &terms).await
+        // hosts come while this one is looked at; they are measured when it has no more to do
+        hosts::examine((self.listener, door), self.token, &terms, look(args)).await
     }
 }
 
@@ -251,7 +261,8 @@ async fn look(args: &DoctorArgs) -> Vec<Finding> {
         Err(failure) => Finding::bad("state", failure.message, "set HOME or XDG_STATE_HOME"),
     });
     if args.hosts.is_none() {
-        found.push(listening(args.entrance.listen, args.entrance.credentials.is_some()));
+        let entrance = &args.entrance;
+        found.push(listening(entrance.listen, entrance.credentials.is_some() || entrance.insecure));
     }
     if let Some(folder) = &args.entrance.credentials {
         found.extend(Party::ALL.map(|party| trusted(folder, party)));

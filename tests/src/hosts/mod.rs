@@ -107,6 +107,11 @@ impl Hosts {
         self.deafen(other, one);
     }
 
+    /// From now on nobody can call this host, which can call all others: a firewall as many have one.
+    pub fn shield(&self, host: usize) {
+        self.add(host, "tcp flags & (syn | ack) == syn drop".to_owned());
+    }
+
     /// From now on each host loses so many of a hundred packets that come to it.
     pub fn lose(&self, percent: u32) {
         for host in 0..self.rules.len() {

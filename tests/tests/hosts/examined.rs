@@ -59,7 +59,7 @@ fn hosts_that_are_well_are_said_to_be() {
 }
 
 #[test]
-fn a_way_that_is_cut_or_slow_and_a_host_that_nobody_reaches_are_found() {
+fn a_way_that_is_cut_or_slow_and_a_host_that_nobody_reaches_or_may_call_are_found() {
     let Some(scene) = Scene::trusted(&short(), 0) else { return };
     scene.hosts.cut(1, 2);
     let (code, found, left) = examined(&scene, WORKERS, &all(WORKER));
@@ -74,6 +74,14 @@ fn a_way_that_is_cut_or_slow_and_a_host_that_nobody_reaches_are_found() {
     let apart = unwell(&found, "link");
     assert_eq!((code, apart.len()), (Some(3), 1), "one line for a host that nobody reaches: {found:#?}");
     assert!(apart[0].contains(&format!("{}:", address(2))), "{apart:?}");
+
+    scene.hosts.heal();
+    // by name the last, which calls all others in their first meetings
+    scene.hosts.shield(3);
+    let (code, found, _) = examined(&scene, WORKERS, &all(WORKER));
+    let uncalled = unwell(&found, "link");
+    assert_eq!((code, uncalled.len()), (Some(3), 1), "{found:#?}");
+    assert!(uncalled[0].contains(&format!("{}:", address(3))), "{uncalled:?}");
 
     scene.hosts.heal();
     scene.hosts.slow(3, 20);

@@ -25,6 +25,14 @@ pub enum AgentError {
         /// The last failure.
         why: String,
     },
+    /// It has answered, and does no more.
+    #[error("the coordinator at {address} is gone: {why}")]
+    Gone {
+        /// Where.
+        address: String,
+        /// How that was noticed.
+        why: String,
+    },
     /// This worker has no credentials that can be used.
     #[error(transparent)]
     Credentials(#[from] TrustError),
@@ -71,7 +79,9 @@ impl AgentError {
             // with new ones, or at another time, it may come again
             Self::Credentials(TrustError::Expired { .. } | TrustError::NotYet { .. }) => Exit::Network,
             Self::Credentials(_) => Exit::Config,
-            Self::Unreachable { .. } | Self::Untrusted { .. } | Self::Refused { .. } => Exit::Network,
+            Self::Unreachable { .. } | Self::Gone { .. } | Self::Untrusted { .. } | Self::Refused { .. } => {
+                Exit::Network
+            }
             Self::Stopped { .. } => Exit::Ok,
             Self::Assignment { .. } | Self::Thread(_) | Self::Ended => Exit::Internal,
         }

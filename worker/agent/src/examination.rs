@@ -13,14 +13,14 @@ use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
+use tonic::{Code, Streaming};
 
 /// Between two attempts to reach a coordinator that does not listen yet.
 const PAUSE: Duration = Duration::from_millis(500);
 /// For one of them.
 const ATTEMPT: Duration = Duration::from_secs(5);
 /// A coordinator that asks nothing for so long has forgotten this host: it may wait for others, and for meetings of others.
-const SILENCE: Duration = Duration::from_secs(1800);
+const SILENCE: Duration = Duration::from_secs(2 * 3600);
 /// A coordinator's machine that answers nothing for so long is gone.
 const GONE: Duration = Duration::from_secs(10);
 /// Answers that may wait for the socket.
@@ -92,8 +92,7 @@ impl Examination {
     /// Answers questions until there is somebody to meet; `None` when the coordinator knows enough.
     ///
     /// # Errors
-    /// [`AgentError::Refused`], [`AgentError::Assignment`] for a meeting that makes no sense, [`AgentError::Unreachable`] where the coordinator
-    /// is gone.
+    /// [`AgentError::Refused`], [`AgentError::Assignment`] for a meeting that makes no sense, [`AgentError::Gone`].
     pub fn meeting(&mut self) -> Result<Option<Meeting>, AgentError> {
         loop {
             let question = self.runtime.block_on(async { timeout(SILENCE, self.questions.message()).await });
@@ -115,7 +114,7 @@ impl Examination {
     /// Says what came of a meeting.
     ///
     /// # Errors
-    /// [`AgentError::Unreachable`]: nobody is there to hear it.
+    /// [`AgentError::Gone`]: nobody is there to hear it.
     pub fn tell(&self, meeting: u64, measured: Result<Times, String>) -> Result<(), AgentError> {
         let mut told = rpc::Measured { meeting, ..rpc::Measured::default() };
         match measured {
@@ -131,7 +130,7 @@ impl Examination {
     }
 
     fn gone(&self, why: String) -> AgentError {
-        AgentError::Unreachable { address: self.address.clone(), waited: Duration::ZERO, why }
+        AgentError::Gone { address: self.address.clone(), why }
     }
 }
 
@@ -149,11 +148,18 @@ async fn arrive(reach: &Reach, info: &JoinInfo, findings: &str) -> Result<Stream
         let _ = answers.send(FromHost { body: Some(Body::Arrival(arrival)) }).await;
         let channel = endpoint.connect().await.map_err(|error| trust::causes(&error))?;
         let mut client = ExaminationClient::new(channel);
-        let questions = client.examine(ReceiverStream::new(outgoing)).await.map_err(|status| trust::words(&status))?;
-        Ok::<_, String>(questions.into_inner())
+        match client.examine(ReceiverStream::new(outgoing)).await {
+            Ok(questions) => Ok(Some(questions.into_inner())),
+            Err(status) if status.code() == Code::Unimplemented => Ok(None),
+            Err(status) => Err(trust::words(&status)),
+        }
     };
     match timeout(ATTEMPT, opening).await {
-        Ok(Ok(questions)) => Ok((answers, questions)),
+        Ok(Ok(Some(questions))) => Ok((answers, questions)),
+        Ok(Ok(None)) => {
+            let message = "a run is coordinated there: give the address at which `coordinator doctor --hosts` waits";
+            Err(AgentError::Refused { message: message.to_owned() })
+        }
         Ok(Err(why)) => Err(match trust::explain(&why) {
             Some(advice) => AgentError::Untrusted { address: address(), why: format!("{advice} ({why})") },
             None => AgentError::Unreachable { address: address(), waited: Duration::ZERO, why },

@@ -108,7 +108,7 @@ fn shares(one: &Tensor, other: &Tensor) -> bool {
 /// Copies parts into host memory. This is the stall of a checkpoint.
 ///
 /// What lies on a GPU is copied by the GPU itself, all of it one after the other, into memory that is pinned for that (libtorch keeps such memory
-/// for the next time): it is waited for once.
+/// for the next time, and rounds each tensor's up to a power of two): it is waited for once.
 #[must_use]
 pub fn copy(parts: &[&LivePart]) -> Vec<CopiedPart> {
     let under_way = |tensor: &Tensor| tensor.to_dtype_layout((Kind::Float, Device::Cpu), true, true);
