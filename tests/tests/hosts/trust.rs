@@ -152,6 +152,14 @@ fn credentials_are_renewed_while_the_run_goes_on() {
     assert_eq!(losses(&end.seen).len(), 2, "{}", end.story());
 }
 
+/// Processor time of a process so far.
+fn processor_seconds(pid: i32) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let (_, fields) = stat.rsplit_once(')').unwrap_or_default();
+    // fields 14 and 15 of proc(5), in ticks of 10 ms
+    fields.split_whitespace().skip(11).take(2).filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / 100.0
+}
+
 /// Every one of them gets as far as the token: a connection of its own, TLS with a certificate that is trusted, a stream, a join.
 #[test]
 fn ten_thousand_joins_a_minute_with_a_wrong_token_do_not_slow_training() {
@@ -165,12 +173,19 @@ fn ten_thousand_joins_a_minute_with_a_wrong_token_do_not_slow_training() {
         scene.hosts.on(WORKERS + 1, &command).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("they start");
     let mut said = BufReader::new(impostors.stdout.take().unwrap()).lines();
     assert_eq!(said.next().unwrap().unwrap(), "ready");
+    let door = scene.machine.processes().iter().find(|one| one.command.contains("/coordinator launch ")).unwrap().pid;
+    // `ip netns exec` has become what it was to start
+    let both = || [door, impostors.id() as i32].map(processor_seconds);
+    let (began, before) = (Instant::now(), both());
     let crowded = pace(&mut run, 640);
     run.let_pass(Duration::from_secs(2));
+    let of_a_core = |i: usize| (both()[i] - before[i]) / began.elapsed().as_secs_f64() * 100.0;
+    let (door, crowd) = (of_a_core(0), of_a_core(1));
     drop(impostors.stdin.take());
     let report: serde_json::Value = serde_json::from_str(&said.next().unwrap().unwrap()).unwrap();
     impostors.wait().unwrap();
     let a_minute = report["refused"].as_f64().unwrap() / report["seconds"].as_f64().unwrap() * 60.0;
+    println!("the coordinator takes {door:.0} % of a core meanwhile, and those at its door {crowd:.0} %");
     println!(
         "{a_minute:.0} joins a minute refused: {:.1} ms a step before, {:.1} ms with them",
         calm * 1e3,
