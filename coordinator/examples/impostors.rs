@@ -7,6 +7,8 @@ use rpc::control_client::ControlClient;
 use rpc::from_worker::Body;
 use rpc::{FromWorker, ToWorker, to_worker};
 use serde_json::json;
+use std::error::Error;
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{mpsc, oneshot};
@@ -22,17 +24,16 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// At one time.
 const AT_ONCE: usize = 64;
 
-fn main() {
+fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [address, folder, a_minute] = arguments.as_slice() else {
         eprintln!("usage: impostors HOST:PORT FOLDER A_MINUTE");
         std::process::exit(2);
     };
-    let credentials = Credentials::read(&PathBuf::from(folder), Party::Worker, SystemTime::now()).expect("credentials");
-    let endpoint = Endpoint::from_shared(format!("https://{address}")).expect("an address");
-    let endpoint = endpoint.tls_config(credentials.client()).expect("credentials that can be used");
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let every = Duration::from_secs(60) / a_minute.parse::<u32>().expect("a rate");
+    let credentials = Credentials::read(&PathBuf::from(folder), Party::Worker, SystemTime::now())?;
+    let endpoint = Endpoint::from_shared(format!("https://{address}"))?.tls_config(credentials.client())?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let every = Duration::from_secs(60) / a_minute.parse::<NonZero<u32>>()?.get();
     let (enough, told) = oneshot::channel();
     std::thread::spawn(move || {
         let _read = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
@@ -40,6 +41,7 @@ fn main() {
     });
     let report = runtime.block_on(crowd(endpoint, every, told));
     println!("{report}");
+    Ok(())
 }
 
 async fn crowd(endpoint: Endpoint, every: Duration, mut enough: oneshot::Receiver<()>) -> serde_json::Value {

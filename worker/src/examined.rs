@@ -19,7 +19,7 @@ const FORM: Duration = Duration::from_secs(10);
 /// Small messages that are sent to and fro, of which the quickest counts: others are late because somebody is busy.
 const ECHOES: usize = 20;
 /// Most bytes of a sum: nobody may take this host's memory.
-const BYTES_MAX: u64 = 8 << 30;
+const BYTES_MAX: u64 = 2 << 30;
 /// Between two attempts to find a way to the coordinator.
 const PAUSE: Duration = Duration::from_millis(500);
 

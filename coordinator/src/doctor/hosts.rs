@@ -30,7 +30,7 @@ const STRANGERS_MAX: usize = 64;
 const QUESTIONS: usize = 8;
 /// For one answer.
 const ANSWER: Duration = Duration::from_secs(5);
-/// For a meeting of two, and of all: a way that is slower than 10 Mbit/s is broken.
+/// For a meeting of two, in which a way slower than 6 Mbit/s is as good as none, and of all.
 const OF_TWO: Duration = Duration::from_secs(60);
 const OF_ALL: Duration = Duration::from_secs(300);
 /// And then to hear of it.

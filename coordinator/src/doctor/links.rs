@@ -9,6 +9,8 @@ use std::time::Duration;
 const SKEW: f64 = 1.0;
 /// And beyond this, what one host signs or certifies is not good at another.
 const SKEW_MAX: f64 = 60.0;
+/// What to do about a clock.
+const SET: &str = "set its clock: let chrony or systemd-timesyncd keep it on every host";
 /// A way that carries less than this part of what the best one does is slow.
 const SLOW: f64 = 0.5;
 /// A way that takes longer than this many times what the shortest takes is long, unless it is short all the same.
@@ -155,12 +157,8 @@ pub fn clocks(names: &[String], offsets: &[Option<Offset>]) -> Vec<Finding> {
             least.abs().min(most.abs()),
             sure.len()
         );
-        let remedy = "set its clock: let chrony or systemd-timesyncd keep it on every host";
-        return vec![if least.abs() > SKEW_MAX {
-            Finding::bad("clock", text, remedy)
-        } else {
-            Finding::note("clock", text, remedy)
-        }];
+        let far = least.abs() > SKEW_MAX;
+        return vec![if far { Finding::bad("clock", text, SET) } else { Finding::note("clock", text, SET) }];
     }
     let (mut worst, mut known) = (0.0f64, 0);
     for (name, offset) in names.iter().zip(offsets) {
@@ -175,13 +173,12 @@ pub fn clocks(names: &[String], offsets: &[Option<Offset>]) -> Vec<Finding> {
         worst = worst.max(apart);
         let direction = if *offset > 0.0 { "ahead of" } else { "behind" };
         let text = format!("{name} is {apart:.1} s {direction} this host");
-        let remedy = "set its clock: let chrony or systemd-timesyncd keep it on every host";
         match apart {
             apart if apart > SKEW_MAX => {
                 let text = format!("{text}: certificates and signed requests may be refused");
-                found.push(Finding::bad("clock", text, remedy));
+                found.push(Finding::bad("clock", text, SET));
             }
-            apart if apart > SKEW => found.push(Finding::note("clock", text, remedy)),
+            apart if apart > SKEW => found.push(Finding::note("clock", text, SET)),
             _ => {}
         }
     }

@@ -1,6 +1,6 @@
 //! A host's side of `coordinator doctor --hosts`: it arrives as its workers would, says what time it is, and is told whom to meet.
 //!
-//! Carries questions and answers; what a meeting is, and what is measured there, is the caller's. One thread, which waits.
+//! Carries questions and answers; what a meeting is, and what is measured there, is the caller's, whose thread waits here. Judges nothing.
 
 use crate::error::AgentError;
 use crate::join::{JoinInfo, Reach};
