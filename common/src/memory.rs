@@ -4,7 +4,7 @@
 //! An estimate: each convolution keeps what came in, what it gave and what its norm or rectifier made of it; what libraries take for
 //! themselves (kernels' work space, a GPU's context) comes on top. Never a bound.
 
-use crate::config::resolved::{Model, Precision, RunConfig};
+use crate::config::resolved::{Model, Precision, ReducePrecision, RunConfig};
 use crate::families::{cyclegan, patchgan::PatchGan, pix2pix, progan, sngan};
 
 /// Bytes of a number in single precision.
@@ -32,8 +32,9 @@ impl Need {
 pub fn need(config: &RunConfig, resolution: u32, samples: u32) -> Need {
     let model = &config.model;
     let parameters = model.parameters();
+    let travelling = if config.train.reduce_precision == ReducePrecision::Bf16 { parameters / 2 } else { 0 };
     // weights, two flat gradients that are both of all phases together, two moments
-    let state = parameters * 4 + model.averaged() + model.remembered(config.train.minibatch_at(resolution));
+    let state = parameters * 4 + travelling + model.averaged() + model.remembered(config.train.minibatch_at(resolution));
     // most of what is kept is what convolutions take and give
     let bytes = if config.train.precision == Precision::Bf16 { SINGLE / 2 } else { SINGLE };
     let kept = kept(model, resolution, config.train.save_memory);

@@ -6,12 +6,12 @@
 
 use crate::ranks::Ranks;
 use collective::{Aborter, Collective, CollectiveError, TreeSum};
-use native::{DeviceF32, HostF32};
+use native::{DeviceBuffer, HostBf16, HostF32, NativeError};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// While the device sums and nothing else is asked for, it is looked at this often: a sum that follows another one starts
 /// when that is seen to have started.
@@ -24,7 +24,7 @@ type Job = Box<dyn FnOnce(&mut dyn Collective) -> Result<(), CollectiveError> + 
 
 enum Order {
     Do(Job),
-    Device(DeviceF32),
+    Device(DeviceBuffer),
     End(Sender<()>),
     Report(Sender<Result<(), CollectiveError>>),
 }
@@ -45,23 +45,29 @@ pub struct Communicator {
 pub struct Launcher(Sender<Order>);
 
 impl Launcher {
-    /// Sums `buffer`, contiguous floats, over all ranks, in place, some time before the next [`Communicator::wait`] returns.
+    /// Sums `buffer`, contiguous floats or bfloat16, over all ranks, in place, some time before the next [`Communicator::wait`] returns.
     /// On a device its values are those that this thread has queued there. A buffer that cannot be summed fails that `wait`.
     pub fn sum(&self, buffer: &Tensor) {
         if buffer.device() != Device::Cpu {
-            return match DeviceF32::new(buffer) {
+            return match DeviceBuffer::new(buffer) {
                 Ok(buffer) => self.sum_on_device(buffer),
                 Err(error) => self.fail(CollectiveError::Device(error.to_string())),
             };
         }
-        match HostF32::new(buffer) {
-            Ok(mut buffer) => self.order(Order::Do(Box::new(move |c| c.all_reduce_sum_f32(buffer.as_mut_slice())))),
+        let job: Result<Job, NativeError> = match buffer.kind() {
+            Kind::BFloat16 => HostBf16::new(buffer)
+                .map(|mut buffer| Box::new(move |c: &mut dyn Collective| c.all_reduce_sum_bf16(buffer.as_mut_slice())) as Job),
+            _ => HostF32::new(buffer)
+                .map(|mut buffer| Box::new(move |c: &mut dyn Collective| c.all_reduce_sum_f32(buffer.as_mut_slice())) as Job),
+        };
+        match job {
+            Ok(job) => self.order(Order::Do(job)),
             Err(error) => self.fail(CollectiveError::Misuse(error.to_string())),
         }
     }
 
     /// As [`Launcher::sum`], on the device whatever memory it is.
-    pub fn sum_on_device(&self, buffer: DeviceF32) {
+    pub fn sum_on_device(&self, buffer: DeviceBuffer) {
         self.order(Order::Device(buffer));
     }
 

@@ -6,7 +6,7 @@
 use crate::failure::Failure;
 use crate::ranks::{Alone, DeviceSums, Ranks};
 use collective::{Collective, CollectiveError};
-use native::DeviceF32;
+use native::DeviceBuffer;
 use native::nccl::{ID_BYTES, Library, Nccl, UniqueId};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -141,7 +141,7 @@ fn version(number: u32) -> String {
 struct Group(Nccl);
 
 impl DeviceSums for Group {
-    fn launch(&mut self, buffer: DeviceF32) {
+    fn launch(&mut self, buffer: DeviceBuffer) {
         self.0.sum(buffer);
     }
 

@@ -5,13 +5,13 @@
 //! [`Ranks::finish`]. Refuses to know NCCL: what sums on devices is a [`DeviceSums`].
 
 use collective::{Collective, CollectiveError, How};
-use native::DeviceF32;
+use native::DeviceBuffer;
 use std::time::{Duration, Instant};
 
 /// Sums of buffers in device memory over all ranks. No call waits.
 pub trait DeviceSums: Send {
     /// Asks for the sum of `buffer`, in place. Sums are done in the order in which they are asked for.
-    fn launch(&mut self, buffer: DeviceF32);
+    fn launch(&mut self, buffer: DeviceBuffer);
 
     /// Goes on, and says how much is still to be done; a change of that number is progress. A sum that is done can be used by
     /// whatever is queued on the device from now on.
@@ -28,7 +28,7 @@ pub trait DeviceSums: Send {
 pub struct Alone;
 
 impl DeviceSums for Alone {
-    fn launch(&mut self, _buffer: DeviceF32) {}
+    fn launch(&mut self, _buffer: DeviceBuffer) {}
 
     fn poll(&mut self) -> Result<usize, String> {
         Ok(0)
@@ -122,7 +122,7 @@ impl Ranks {
     ///
     /// # Errors
     /// As [`Ranks::together`]; [`CollectiveError::Misuse`] where nothing here sums on devices.
-    pub fn launch(&mut self, buffer: DeviceF32) -> Result<(), CollectiveError> {
+    pub fn launch(&mut self, buffer: DeviceBuffer) -> Result<(), CollectiveError> {
         self.alive()?;
         let Some(device) = &mut self.device else {
             let what = "gradients lie on a GPU, and the ranks of this generation sum in host memory only".to_owned();

@@ -13,7 +13,7 @@ use super::raw::{
 };
 use super::resolve::covers;
 use super::resolved::{
-    Adam, Backend, Checkpoint, Cluster, Data, Determinism, Ema, Epochs, Grid, Metrics, Model, OnLoss, Precision,
+    Adam, Backend, Checkpoint, Cluster, Data, Determinism, Ema, Epochs, Grid, Metrics, Model, OnLoss, Precision, ReducePrecision,
     RunConfig, S3, Samples, Stop, Train,
 };
 use super::{duration, paths};
@@ -153,6 +153,7 @@ impl Check<'_> {
             total_kimg: if epochs.is_some() { 0.0 } else { self.need("train.total_kimg", raw.total_kimg, 1.0) },
             epochs,
             precision: self.need("train.precision", raw.precision, Precision::Fp32),
+            reduce_precision: self.need("train.reduce_precision", raw.reduce_precision, ReducePrecision::Fp32),
             determinism: self.need("train.determinism", raw.determinism, Determinism::Fast),
             save_memory: self.need("train.save_memory", raw.save_memory, false),
             threads: self.count("train.threads", raw.threads),

@@ -4,7 +4,7 @@
 //! single values and the defaults' completeness test all derive from it. What needs more than one value to judge is in
 //! [`super::resolve`]; nothing here is checked against anything else.
 
-use super::resolved::{Backend, Determinism, Grid, OnLoss, Precision};
+use super::resolved::{Backend, Determinism, Grid, OnLoss, Precision, ReducePrecision};
 use crate::families::cyclegan::{self, GanLoss};
 use crate::families::pix2pix::Direction;
 use crate::families::progan::{GpNorm, Upscale};
@@ -226,6 +226,8 @@ pub struct RawTrain {
     pub schedule: Option<Schedule>,
     /// Arithmetic of the networks.
     pub precision: Option<Precision>,
+    /// Form in which gradients travel between workers.
+    pub reduce_precision: Option<ReducePrecision>,
     /// How far results may depend on the number of workers.
     pub determinism: Option<Determinism>,
     /// Less memory for a third more time: parts of a loss go backward one after the other, and activations within blocks are computed

@@ -217,6 +217,7 @@ fn train(train: &Train, model: &Model) -> RawTrain {
         }),
         schedule: None,
         precision: Some(train.precision),
+        reduce_precision: Some(train.reduce_precision),
         determinism: Some(train.determinism),
         save_memory: Some(train.save_memory),
         threads: Some(count(train.threads)),

@@ -8,7 +8,7 @@ use super::duration;
 use super::error::{ConfigError, Origin, Problem};
 use super::layers::{Layers, Leaves, gather};
 use super::raw::{MetricKind, RawFile, Resolution};
-use super::resolved::{Backend, Cluster, Determinism, Model, Precision, RunConfig, Train};
+use super::resolved::{Backend, Cluster, Determinism, Model, Precision, ReducePrecision, RunConfig, Train};
 use crate::families::cyclegan;
 use crate::families::progan::Architecture;
 use crate::families::{Pairing, pix2pix};
@@ -327,6 +327,11 @@ impl Check<'_> {
         if bitwise && config.train.precision != Precision::Fp32 {
             let message = "\"bitwise\" is defined for single precision only".to_owned();
             self.wrong("train.determinism", message, Some("train.precision = \"fp32\", or \"fast\"".to_owned()));
+        }
+        if bitwise && config.train.reduce_precision != ReducePrecision::Fp32 && self.sound(&["train.reduce_precision"]) {
+            let message = "\"bitwise\" sums in single precision only".to_owned();
+            let remedy = Some("train.reduce_precision = \"fp32\", or \"fast\"".to_owned());
+            self.wrong("train.determinism", message, remedy);
         }
         if config.cluster.backend == Backend::Solo && config.cluster.workers > 1 {
             let message = format!("\"solo\" is one worker, but cluster.workers is {}", config.cluster.workers);

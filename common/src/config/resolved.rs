@@ -186,6 +186,9 @@ pub struct Train {
     pub epochs: Option<Epochs>,
     /// Arithmetic of the networks.
     pub precision: Precision,
+    /// Form in which gradients travel between workers.
+    #[serde(default)]
+    pub reduce_precision: ReducePrecision,
     /// How far results may depend on the number of workers.
     pub determinism: Determinism,
     /// Whether less memory is worth more time.
@@ -320,6 +323,17 @@ pub enum Precision {
     /// Single precision with TF32 matrix units where a GPU has them.
     Tf32,
     /// bfloat16 activations; weights, losses, penalties and statistics in single precision.
+    Bf16,
+}
+
+/// Form in which gradients travel between workers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ReducePrecision {
+    /// IEEE single precision.
+    #[default]
+    Fp32,
+    /// bfloat16: half the bytes, and each share and each partial sum is rounded to 8 bits.
     Bf16,
 }
 

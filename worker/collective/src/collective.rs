@@ -3,6 +3,7 @@
 //! Refuses convenience: what can be built from these calls is built by the caller.
 
 use crate::{CollectiveError, TreeSum};
+use half::bf16;
 use std::{fmt, sync::Arc, time::Duration};
 
 /// Longest contribution of one rank to [`Collective::all_gather_bytes`], in bytes.
@@ -38,6 +39,12 @@ pub trait Collective: Send {
     /// # Errors
     /// Any [`CollectiveError`] but `Stale`.
     fn all_reduce_sum_f32(&mut self, numbers: &mut [f32]) -> Result<(), CollectiveError>;
+
+    /// As [`Collective::all_reduce_sum_f32`], in bfloat16: half the bytes, and each partial sum is rounded to its 8 bits.
+    ///
+    /// # Errors
+    /// Any [`CollectiveError`] but `Stale`.
+    fn all_reduce_sum_bf16(&mut self, numbers: &mut [bf16]) -> Result<(), CollectiveError>;
 
     /// As [`Collective::all_reduce_sum_f32`], in double precision.
     ///

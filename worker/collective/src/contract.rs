@@ -3,6 +3,7 @@
 //! Refuses to know backends: a group is formed by the caller, and one thread plays each rank.
 
 use crate::{Collective, CollectiveError, ECHO_BYTES_MAX, How, Part, TreeSum, deal};
+use half::bf16;
 use std::{
     fs,
     sync::atomic::{AtomicUsize, Ordering},
@@ -87,10 +88,14 @@ fn sums_are_exact(group: &mut Group) {
             let rank = u64::from(member.rank());
             let mut single = (0..len).map(|i| (i as u64 % 1000 + rank) as f32).collect::<Vec<_>>();
             member.all_reduce_sum_f32(&mut single).expect("sum of f32");
+            let small = |i: usize| (i % 8) as f32;
+            let mut short = (0..len).map(|i| bf16::from_f32(small(i) + rank as f32)).collect::<Vec<_>>();
+            member.all_reduce_sum_bf16(&mut short).expect("sum of bf16");
             let mut double = (0..len).map(|i| (i as u64 + rank) as f64).collect::<Vec<_>>();
             member.all_reduce_sum_f64(&mut double).expect("sum of f64");
             for i in 0..len {
                 assert_eq!(single[i], (world * (i as u64 % 1000) + ranks) as f32, "number {i} of {len}");
+                assert_eq!(short[i].to_f32(), world as f32 * small(i) + ranks as f32, "number {i} of {len}");
                 assert_eq!(double[i], (world * i as u64 + ranks) as f64, "number {i} of {len}");
             }
         });
@@ -112,12 +117,21 @@ fn sums_have_the_same_bits_on_every_rank(group: &mut Group) {
         let sums = together(group, |member| {
             let mut numbers = (0..len).map(|i| rough(member.rank(), i)).collect::<Vec<_>>();
             member.all_reduce_sum_f32(&mut numbers).expect("sum");
-            numbers
+            let mut short = (0..len).map(|i| bf16::from_f32(rough(member.rank(), i))).collect::<Vec<_>>();
+            member.all_reduce_sum_bf16(&mut short).expect("sum of bf16");
+            (numbers, short)
         });
         for i in 0..len {
-            assert!(sums.iter().all(|sum| sum[i].to_bits() == sums[0][i].to_bits()), "number {i} of {len}");
-            let exact = (0..world).map(|rank| f64::from(rough(rank, i))).sum::<f64>();
-            assert!((f64::from(sums[0][i]) - exact).abs() < 1.0, "{} for {exact}", sums[0][i]);
+            let (single, short) = (sums[0].0[i], sums[0].1[i]);
+            assert!(sums.iter().all(|sum| sum.0[i].to_bits() == single.to_bits()), "number {i} of {len}");
+            assert!(sums.iter().all(|sum| sum.1[i].to_bits() == short.to_bits()), "number {i} of {len}");
+            let parts = (0..world).map(|rank| f64::from(rough(rank, i))).collect::<Vec<_>>();
+            let exact = parts.iter().sum::<f64>();
+            assert!((f64::from(single) - exact).abs() < 1.0, "{single} for {exact}");
+            // each number and each partial sum is rounded to 8 bits
+            let largest = parts.iter().map(|part| part.abs()).sum::<f64>();
+            let rounded = largest * f64::from(world) / 256.0;
+            assert!((f64::from(short) - exact).abs() <= rounded, "{short} for {exact}");
         }
     }
 }

@@ -3,6 +3,7 @@
 //! Refuses randomness: a fault happens at a call that the test names, every time.
 
 use crate::{Aborter, Collective, CollectiveError, How, Part, Traffic, TreeSum};
+use half::bf16;
 use std::{collections::BTreeMap, thread, time::Duration};
 
 /// What happens at a call.
@@ -101,6 +102,10 @@ impl<C: Collective> Collective for Faulty<C> {
 
     fn all_reduce_sum_f32(&mut self, numbers: &mut [f32]) -> Result<(), CollectiveError> {
         self.begin()?.all_reduce_sum_f32(numbers)
+    }
+
+    fn all_reduce_sum_bf16(&mut self, numbers: &mut [bf16]) -> Result<(), CollectiveError> {
+        self.begin()?.all_reduce_sum_bf16(numbers)
     }
 
     fn all_reduce_sum_f64(&mut self, numbers: &mut [f64]) -> Result<(), CollectiveError> {

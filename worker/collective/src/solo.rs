@@ -3,6 +3,7 @@
 //! Refuses what a larger world would refuse, so that a program tried with one worker fails where it would fail with many.
 
 use crate::{Aborter, Collective, CollectiveError, ECHO_BYTES_MAX, GATHER_BYTES_MAX, Part, Traffic, TreeSum};
+use half::bf16;
 use std::{
     sync::{
         Arc,
@@ -46,6 +47,10 @@ impl Collective for Solo {
     fn set_deadline(&mut self, _deadline: Duration) {}
 
     fn all_reduce_sum_f32(&mut self, _numbers: &mut [f32]) -> Result<(), CollectiveError> {
+        self.alive()
+    }
+
+    fn all_reduce_sum_bf16(&mut self, _numbers: &mut [bf16]) -> Result<(), CollectiveError> {
         self.alive()
     }
 

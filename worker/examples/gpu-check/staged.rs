@@ -2,9 +2,10 @@
 //! no devices; nobody should train with it.
 
 use collective::{Aborter, Collective, CollectiveError, Part, Traffic, TreeSum};
-use native::DeviceF32;
+use half::bf16;
+use native::DeviceBuffer;
 use std::time::Duration;
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 use worker::ranks::Ranks;
 
 pub struct Staged {
@@ -17,6 +18,19 @@ impl Staged {
     /// For the ranks of a group on GPUs.
     pub fn new(ranks: Ranks, device: Device) -> Self {
         Self { ranks, device, bytes: 0 }
+    }
+
+    /// Of each number so many bytes travel.
+    fn sum(&mut self, numbers: &mut [f32], kind: Kind, bytes: usize) -> Result<(), CollectiveError> {
+        let there = Tensor::from_slice(numbers).to_device(self.device).to_kind(kind);
+        let buffer = DeviceBuffer::new(&there).map_err(|error| CollectiveError::Device(error.to_string()))?;
+        self.ranks.launch(buffer)?;
+        self.ranks.finish()?;
+        there.to_device(Device::Cpu).to_kind(Kind::Float).copy_data(numbers, numbers.len());
+        // what a ring sends; NCCL does not say
+        let world = u64::from(self.world());
+        self.bytes += 2 * (world - 1) * (numbers.len() * bytes) as u64 / world;
+        Ok(())
     }
 }
 
@@ -38,14 +52,13 @@ impl Collective for Staged {
     }
 
     fn all_reduce_sum_f32(&mut self, numbers: &mut [f32]) -> Result<(), CollectiveError> {
-        let there = Tensor::from_slice(numbers).to_device(self.device);
-        let buffer = DeviceF32::new(&there).map_err(|error| CollectiveError::Device(error.to_string()))?;
-        self.ranks.launch(buffer)?;
-        self.ranks.finish()?;
-        there.to_device(Device::Cpu).copy_data(numbers, numbers.len());
-        // what a ring sends; NCCL does not say
-        let world = u64::from(self.world());
-        self.bytes += 2 * (world - 1) * size_of_val(numbers) as u64 / world;
+        self.sum(numbers, Kind::Float, size_of::<f32>())
+    }
+
+    fn all_reduce_sum_bf16(&mut self, numbers: &mut [bf16]) -> Result<(), CollectiveError> {
+        let mut single: Vec<f32> = numbers.iter().map(|number| number.to_f32()).collect();
+        self.sum(&mut single, Kind::BFloat16, size_of::<bf16>())?;
+        numbers.iter_mut().zip(single).for_each(|(number, sum)| *number = bf16::from_f32(sum));
         Ok(())
     }
 

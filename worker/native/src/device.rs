@@ -7,24 +7,24 @@ use crate::{NativeError, check, handle, sys};
 use std::ffi::c_void;
 use tch::{Device, Kind, Tensor};
 
-/// A contiguous float tensor, together with the point in its device's queue at which its values are there.
+/// A contiguous tensor of floats or bfloat16, together with the point in its device's queue at which its values are there.
 ///
 /// It shares the tensor's memory. Whoever made it promises that nothing reads or writes the tensor before its sum is done.
 #[derive(Debug)]
-pub struct DeviceF32 {
+pub struct DeviceBuffer {
     tensor: Tensor,
     ready: Option<Mark>,
 }
 
-impl DeviceF32 {
+impl DeviceBuffer {
     /// Wraps `tensor` without a copy. Its values are what they will be when the device has done everything that this thread
     /// has queued on it so far. In host memory, where nothing is queued, they are there.
     ///
     /// # Errors
-    /// When it is not float or not contiguous, or the device refuses to mark the point.
+    /// When it is of another kind or not contiguous, or the device refuses to mark the point.
     pub fn new(tensor: &Tensor) -> Result<Self, NativeError> {
-        if tensor.kind() != Kind::Float || !tensor.is_contiguous() {
-            let message = format!("needs a contiguous float tensor, got {tensor:?}");
+        if !matches!(tensor.kind(), Kind::Float | Kind::BFloat16) || !tensor.is_contiguous() {
+            let message = format!("needs a contiguous tensor of floats or bfloat16, got {tensor:?}");
             return Err(NativeError { operation: "device buffer", message });
         }
         let ready = if tensor.device() == Device::Cpu { None } else { Some(Mark::here(tensor)?) };
@@ -99,7 +99,7 @@ impl Stream {
     }
 
     /// What is queued from now on finds the values of `buffer`, and its memory stays until that is done.
-    pub(crate) fn take(&self, buffer: &DeviceF32) -> Result<(), NativeError> {
+    pub(crate) fn take(&self, buffer: &DeviceBuffer) -> Result<(), NativeError> {
         if let Some(mark) = buffer.ready() {
             // SAFETY: stream and event are live for the call.
             check("order two queues", unsafe { sys::gfn_stream_wait(self.0, mark.0) })?;

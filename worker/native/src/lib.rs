@@ -11,9 +11,9 @@ mod layers;
 pub mod nccl;
 mod sys;
 
-pub use device::DeviceF32;
+pub use device::DeviceBuffer;
 pub use hook::GradientHook;
-pub use host::HostF32;
+pub use host::{HostBf16, HostF32};
 pub use layers::{Geometry, convolution, leaky_downscale, leaky_pixel_norm, leaky_relu, residual};
 
 use std::ffi::CStr;

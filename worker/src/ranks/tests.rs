@@ -1,6 +1,7 @@
 use super::*;
 use crate::communicator::Communicator;
 use collective::{Aborter, Listener, Membership, Mesh, Part, Solo, Traffic, TreeSum};
+use half::bf16;
 use std::sync::{Arc, Mutex};
 use tch::{Device, Kind, Tensor, no_grad};
 
@@ -27,7 +28,7 @@ impl Fake {
 }
 
 impl DeviceSums for Fake {
-    fn launch(&mut self, buffer: DeviceF32) {
+    fn launch(&mut self, buffer: DeviceBuffer) {
         self.0.lock().unwrap().launched.push(buffer.tensor().double_value(&[0]));
         no_grad(|| {
             let _twice = buffer.tensor().shallow_clone().g_mul_scalar_(2.0);
@@ -81,6 +82,9 @@ impl Collective for Wire {
     }
     fn set_deadline(&mut self, _deadline: Duration) {}
     fn all_reduce_sum_f32(&mut self, _numbers: &mut [f32]) -> Result<(), CollectiveError> {
+        self.call()
+    }
+    fn all_reduce_sum_bf16(&mut self, _numbers: &mut [bf16]) -> Result<(), CollectiveError> {
         self.call()
     }
     fn all_reduce_sum_f64(&mut self, _numbers: &mut [f64]) -> Result<(), CollectiveError> {
@@ -146,8 +150,8 @@ fn ranks(wire: &Wire, fake: &Fake, events: Vec<(u64, Box<dyn FnOnce() + Send>)>)
     Ranks::in_time(Box::new(wire.clone()), Some(Box::new(fake.clone())), DEADLINE, time)
 }
 
-fn buffer(value: f64) -> DeviceF32 {
-    DeviceF32::new(&Tensor::full([2], value, (Kind::Float, Device::Cpu))).unwrap()
+fn buffer(value: f64) -> DeviceBuffer {
+    DeviceBuffer::new(&Tensor::full([2], value, (Kind::Float, Device::Cpu))).unwrap()
 }
 
 /// Busy for so many looks without progress.
@@ -265,7 +269,7 @@ fn a_communicator_does_device_and_host_sums_in_order() {
     let ranks = Ranks::new(Box::new(wire.clone()), Some(device), Duration::from_secs(20));
     let mut communicator = Communicator::of(ranks);
     let tensors: Vec<Tensor> = (1..=3).map(|v| Tensor::full([2], v, (Kind::Float, Device::Cpu))).collect();
-    let buffers = tensors.iter().map(|t| DeviceF32::new(t).unwrap());
+    let buffers = tensors.iter().map(|t| DeviceBuffer::new(t).unwrap());
     buffers.for_each(|buffer| communicator.launcher().sum_on_device(buffer));
     communicator.launcher().sum(&Tensor::ones([4], (Kind::Float, Device::Cpu)));
     communicator.wait().unwrap();

@@ -4,9 +4,13 @@
 //! on every rank: a bucket waits for its turn even when its gradients are complete. The last bucket carries the flags by
 //! which ranks agree on voluntary decisions without an extra message. Before the first lies what losses hand over for each
 //! sample: a rank fills the rows of its own samples, so that the sum is everybody's.
+//!
+//! Gradients may travel in bfloat16, half the bytes: rounded as a bucket is launched, and written back once all are through. Flags and
+//! what is handed over never are.
 
 use crate::communicator::Launcher;
 use crate::parameters::Parameters;
+use common::config::resolved::ReducePrecision;
 use native::{GradientHook, NativeError};
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -25,6 +29,8 @@ pub struct Gradients {
     flat: Tensor,
     views: Vec<Tensor>,
     buckets: Vec<Range<usize>>,
+    /// Where gradients lie while they travel, those of all buckets but what is handed over and flags, if they do so in bfloat16.
+    halved: Option<Tensor>,
     progress: Arc<Progress>,
     _hooks: Vec<GradientHook>,
 }
@@ -40,8 +46,23 @@ struct Progress {
 
 struct Turn {
     next: usize,
-    buckets: Vec<Tensor>,
+    buckets: Vec<Bucket>,
     launcher: Option<Launcher>,
+}
+
+/// What is summed at once.
+struct Bucket {
+    values: Tensor,
+    /// What goes to the others in place of the values.
+    halved: Option<Tensor>,
+}
+
+impl Bucket {
+    fn launch(&self, launcher: &Launcher) {
+        let Some(halved) = &self.halved else { return launcher.sum(&self.values) };
+        no_grad(|| halved.shallow_clone().copy_(&self.values));
+        launcher.sum(halved);
+    }
 }
 
 impl Progress {
@@ -59,7 +80,7 @@ impl Progress {
             let next = turn.next;
             turn.next += 1;
             if let (Some(bucket), Some(launcher)) = (turn.buckets.get(next), &turn.launcher) {
-                launcher.sum(bucket);
+                bucket.launch(launcher);
             }
         }
     }
@@ -69,7 +90,7 @@ const DISARMED: usize = usize::MAX / 2;
 
 impl Gradients {
     /// Lays the slots of the parameters at `active`, in the order in which backward reaches them, and before them the place of
-    /// what losses hand over: so many samples, so many numbers for each.
+    /// what losses hand over: so many samples, so many numbers for each. Gradients travel in `reduce`.
     ///
     /// # Errors
     /// When libtorch refuses, which would be a defect.
@@ -77,6 +98,7 @@ impl Gradients {
         parameters: &Parameters,
         active: Vec<usize>,
         handed: (usize, usize),
+        reduce: ReducePrecision,
         device: Device,
     ) -> Result<Self, NativeError> {
         let tensors: Vec<&Tensor> = active.iter().map(|&i| &parameters.tensors()[i]).collect();
@@ -97,12 +119,23 @@ impl Gradients {
                 start = offset;
             }
         }
-        if start < total || buckets.is_empty() {
+        if start < total {
             buckets.push(start..total);
         }
-        if let Some(last) = buckets.last_mut() {
-            last.end = total + FLAGS;
-        }
+        let halved = match (reduce, buckets.last_mut()) {
+            (ReducePrecision::Fp32, Some(last)) => {
+                last.end = total + FLAGS;
+                None
+            }
+            (ReducePrecision::Fp32, None) => {
+                buckets.push(total..total + FLAGS);
+                None
+            }
+            (ReducePrecision::Bf16, _) => {
+                buckets.push(total..total + FLAGS);
+                Some(Tensor::zeros([(total - before) as i64], (Kind::BFloat16, device)))
+            }
+        };
         let sizes = (0..buckets.len()).map(|b| owners.iter().filter(|&&o| o == b).count()).collect::<Vec<_>>();
         let progress = Arc::new(Progress {
             missing: sizes.iter().map(|_| AtomicUsize::new(DISARMED)).collect(),
@@ -114,7 +147,7 @@ impl Gradients {
             let progress = Arc::clone(&progress);
             hooks.push(GradientHook::new(tensor, move || progress.complete_one(bucket))?);
         }
-        Ok(Self { active, handed, flat, views, buckets, progress, _hooks: hooks })
+        Ok(Self { active, handed, flat, views, buckets, halved, progress, _hooks: hooks })
     }
 
     /// Empties the buffer, writes this rank's flags and makes the views the parameters' gradient slots.
@@ -138,7 +171,7 @@ impl Gradients {
 
     /// From now on complete buckets are handed to `launcher`: call it before the phase's last backward, and only then.
     pub fn arm(&mut self, launcher: &Launcher) {
-        let buckets = self.buckets.iter().map(|r| self.flat.narrow(0, r.start as i64, r.len() as i64)).collect();
+        let buckets = self.buckets.iter().map(|range| self.bucket(range)).collect();
         {
             let mut turn = self.progress.turn.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             *turn = Turn { next: 0, buckets, launcher: Some(launcher.clone()) };
@@ -147,6 +180,29 @@ impl Gradients {
             missing.store(size, Ordering::Release);
         }
         self.progress.launch_ready(); // a bucket without gradients is complete from the start
+    }
+
+    fn bucket(&self, range: &Range<usize>) -> Bucket {
+        let gradients = self.gradients();
+        let within = |tensor: &Tensor, start: usize| tensor.narrow(0, start as i64, range.len() as i64);
+        let short = self.halved.as_ref().filter(|_| gradients.start <= range.start && range.end <= gradients.end);
+        Bucket {
+            values: within(&self.flat, range.start),
+            halved: short.map(|halved| within(halved, range.start - gradients.start)),
+        }
+    }
+
+    /// Where gradients lie in the buffer.
+    fn gradients(&self) -> Range<usize> {
+        self.handed.0 * self.handed.1..self.flat.numel() - FLAGS
+    }
+
+    /// Writes back what has travelled: call it once the reduction is through, before anything reads a gradient.
+    pub fn settle(&self) {
+        let Some(halved) = &self.halved else { return };
+        let gradients = self.gradients();
+        let mut values = self.flat.narrow(0, gradients.start as i64, gradients.len() as i64);
+        no_grad(|| values.copy_(halved));
     }
 
     /// Hands over what no backward of this rank will complete: everything, on a rank without samples.
@@ -178,8 +234,8 @@ impl Gradients {
 
     /// Sum of squares of the reduced gradient, one float on the device. Not finite where the gradient is not.
     pub fn squared_norm(&self) -> Tensor {
-        let before = self.handed.0 * self.handed.1;
-        let all = self.flat.narrow(0, before as i64, (self.flat.numel() - FLAGS - before) as i64);
+        let gradients = self.gradients();
+        let all = self.flat.narrow(0, gradients.start as i64, gradients.len() as i64);
         all.dot(&all)
     }
 

@@ -211,7 +211,10 @@ impl Trainer {
         let handed = (self.stage.minibatch as usize, self.model.handed(&phase));
         let mut gradients = match self.gradients[index].take() {
             Some(laid) if laid.fits(&active, handed) => laid,
-            _ => Gradients::new(self.model.parameters(phase.module), active, handed, self.device)?,
+            _ => {
+                let reduce = self.config.train.reduce_precision;
+                Gradients::new(self.model.parameters(phase.module), active, handed, reduce, self.device)?
+            }
         };
         let agreed = match self.config.train.determinism {
             Determinism::Fast => self.reduce_fast(&mut gradients, &phase, real, flags, deed)?,
@@ -254,6 +257,7 @@ impl Trainer {
         gradients.launch_rest();
         self.ordeal.strike(deed, &self.communicator, self.weights());
         self.communicator.wait()?;
+        gradients.settle();
         Ok(Agreed::from_wire(gradients.flags()))
     }
 

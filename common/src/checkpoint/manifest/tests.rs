@@ -35,6 +35,7 @@ pub(crate) fn config() -> RunConfig {
             total_kimg: 60.0,
             epochs: None,
             precision: r::Precision::Fp32,
+            reduce_precision: r::ReducePrecision::Fp32,
             determinism: r::Determinism::Bitwise,
             save_memory: false,
             threads: 1,

@@ -122,6 +122,10 @@ fn values_that_do_not_fit_together() {
             "run.toml:5: train.determinism: \"bitwise\" is defined for single",
         ),
         (
+            "[train]\ndeterminism = \"bitwise\"\nreduce_precision = \"bf16\"",
+            "run.toml:5: train.determinism: \"bitwise\" sums in single",
+        ),
+        (
             "[model]\nfamily = \"sngan\"\n[train]\ngrowth.fade_kimg = 2",
             "run.toml:7: train.growth.fade_kimg: networks of family \"sngan\" do not grow",
         ),

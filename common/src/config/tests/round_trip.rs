@@ -95,6 +95,7 @@ fn changes_are_named_for_what_they_do() {
         ("train.growth.fade_kimg=9", "train.growth.fade_kimg"),
         ("train.ema_half_life_kimg=9", "train.ema_half_life_kimg"),
         ("train.precision=tf32", "train.precision"),
+        ("train.reduce_precision=bf16", "train.reduce_precision"),
         ("train.d_repeats=2", "train.d_repeats"),
         ("data.source=other", "data.source"),
         ("data.mirror=false", "data.mirror"),

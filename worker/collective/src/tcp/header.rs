@@ -22,6 +22,7 @@ pub(super) enum Kind {
     TreeParts,
     TreeSums,
     Echo,
+    SumBf16,
 }
 
 /// What all ranks have to agree on about a call.
@@ -75,6 +76,7 @@ impl fmt::Display for Shown<'_> {
             7 => "a broadcast",
             8..=10 => "a tree sum",
             11 => "an echo",
+            12 => "a sum of bf16",
             _ => "an unknown call",
         };
         let (root, call, size, payload) = (number(4, 4), number(8, 8), number(16, 8), number(24, 8));

@@ -27,6 +27,7 @@ use crate::{
 use bytemuck::Pod;
 use engine::Engine;
 use flow::{Chain, Echo, Exchange, Ring};
+use half::bf16;
 use header::{Call, Kind};
 use std::{
     fmt,
@@ -111,6 +112,10 @@ impl Collective for Tcp {
 
     fn all_reduce_sum_f32(&mut self, numbers: &mut [f32]) -> Result<(), CollectiveError> {
         self.sum(Kind::SumF32, numbers)
+    }
+
+    fn all_reduce_sum_bf16(&mut self, numbers: &mut [bf16]) -> Result<(), CollectiveError> {
+        self.sum(Kind::SumBf16, numbers)
     }
 
     fn all_reduce_sum_f64(&mut self, numbers: &mut [f64]) -> Result<(), CollectiveError> {

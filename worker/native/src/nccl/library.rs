@@ -29,9 +29,16 @@ pub struct UniqueId(pub [u8; ID_BYTES]);
 pub(super) type Answer = c_int;
 pub(super) const SUCCESS: Answer = 0;
 pub(super) const IN_PROGRESS: Answer = 7;
-/// `ncclFloat32` and `ncclSum`.
-const FLOAT: c_int = 7;
+/// `ncclSum`.
 const SUM: c_int = 0;
+
+/// What is summed: `ncclFloat32`, `ncclBfloat16`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(i32)]
+pub(super) enum Number {
+    F32 = 7,
+    Bf16 = 9,
+}
 
 /// `ncclComm_t`.
 pub(super) type Handle = *mut c_void;
@@ -189,19 +196,18 @@ impl Library {
         self.judge("sum over the group", state)
     }
 
-    /// Asks for the sum of `count` floats at `data`, in place, on `stream`.
+    /// Asks for the sum of `count` numbers of a kind at `data`, in place, on `stream`.
     ///
     /// # Safety
-    /// As for [`Library::state`]; `data` is device memory of so many floats that stays until the stream has done the sum.
+    /// As for [`Library::state`]; `data` is device memory of so many of them that stays until the stream has done the sum.
     pub(super) unsafe fn sum(
         &self,
         handle: Handle,
-        data: *mut c_void,
-        count: usize,
+        (data, count, of): (*mut c_void, usize, Number),
         stream: *mut c_void,
     ) -> Result<(), NcclError> {
         // SAFETY: as the caller says.
-        let answer = unsafe { (self.calls.all_reduce)(data, data, count, FLOAT, SUM, handle, stream) };
+        let answer = unsafe { (self.calls.all_reduce)(data, data, count, of as c_int, SUM, handle, stream) };
         self.judge("sum over the group", answer).map(drop)
     }
 

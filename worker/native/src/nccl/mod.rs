@@ -1,4 +1,4 @@
-//! Sums of float buffers between GPUs, by NVIDIA's NCCL: compiled always, loaded when a worker on a GPU asks for it.
+//! Sums of buffers between GPUs, by NVIDIA's NCCL: compiled always, loaded when a worker on a GPU asks for it.
 //!
 //! Nothing here waits. A group is joined, sums are asked for, and [`Nccl::poll`] says how many are still to be done; who
 //! waits, for how long, and what ends the wait is the caller's. Refuses to choose ranks or to carry its own identity about.
@@ -9,12 +9,13 @@ mod queue;
 pub use library::{ID_BYTES, Library, UniqueId};
 
 use crate::device::{Mark, Stream};
-use crate::{DeviceF32, NativeError};
-use library::Handle;
+use crate::{DeviceBuffer, NativeError};
+use library::{Handle, Number};
 use queue::{Port, Queue};
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
+use tch::Kind;
 
 /// Once a group is dropped, its end is waited for at most for so long; it goes on behind the scenes.
 const ENDING: Duration = Duration::from_secs(2);
@@ -75,7 +76,7 @@ impl Nccl {
     }
 
     /// Asks for the sum of `buffer` over the group, in place. All members ask for sums of the same lengths in the same order.
-    pub fn sum(&mut self, buffer: DeviceF32) {
+    pub fn sum(&mut self, buffer: DeviceBuffer) {
         self.0.push(buffer);
     }
 
@@ -159,14 +160,16 @@ impl Port for Group {
         unsafe { self.library.state(handle) }
     }
 
-    fn start(&mut self, buffer: &DeviceF32) -> Result<(), NcclError> {
+    fn start(&mut self, buffer: &DeviceBuffer) -> Result<(), NcclError> {
         let handle = self.live()?;
         self.stream.take(buffer)?;
-        let (data, count) = (buffer.tensor().data_ptr(), buffer.tensor().numel());
-        // SAFETY: the handle as in `settled`. The buffer is contiguous float memory of `count`; the queue keeps it until it is
+        let tensor = buffer.tensor();
+        let of = if tensor.kind() == Kind::BFloat16 { Number::Bf16 } else { Number::F32 };
+        let numbers = (tensor.data_ptr(), tensor.numel(), of);
+        // SAFETY: the handle as in `settled`. The buffer is contiguous memory of so many of these; the queue keeps it until it is
         // summed, and where the group fails, libtorch's allocator does not use it anew before the stream is through
         // (`Stream::take`).
-        unsafe { self.library.sum(handle, data, count, self.stream.native()?) }
+        unsafe { self.library.sum(handle, numbers, self.stream.native()?) }
     }
 
     fn mark(&mut self) -> Result<Mark, NcclError> {

@@ -4,7 +4,7 @@
 //! and no mark set behind it, until it is. Knows neither NCCL nor a device: a [`Port`] does.
 
 use super::NcclError;
-use crate::DeviceF32;
+use crate::DeviceBuffer;
 use std::collections::VecDeque;
 
 /// What a group can do at once.
@@ -14,7 +14,7 @@ pub(super) trait Port {
     /// Whether everything asked for so far is queued on the device.
     fn settled(&mut self) -> Result<bool, NcclError>;
     /// Asks for one sum.
-    fn start(&mut self, buffer: &DeviceF32) -> Result<(), NcclError>;
+    fn start(&mut self, buffer: &DeviceBuffer) -> Result<(), NcclError>;
     /// A point on the device behind what is settled.
     fn mark(&mut self) -> Result<Self::Mark, NcclError>;
     /// Whether the device is beyond it.
@@ -24,9 +24,9 @@ pub(super) trait Port {
 pub(super) struct Queue<P: Port> {
     pub(super) port: P,
     joined: bool,
-    waiting: VecDeque<DeviceF32>,
-    starting: Option<DeviceF32>,
-    running: VecDeque<(DeviceF32, P::Mark)>,
+    waiting: VecDeque<DeviceBuffer>,
+    starting: Option<DeviceBuffer>,
+    running: VecDeque<(DeviceBuffer, P::Mark)>,
 }
 
 impl<P: Port> Queue<P> {
@@ -34,7 +34,7 @@ impl<P: Port> Queue<P> {
         Self { port, joined: false, waiting: VecDeque::new(), starting: None, running: VecDeque::new() }
     }
 
-    pub(super) fn push(&mut self, buffer: DeviceF32) {
+    pub(super) fn push(&mut self, buffer: DeviceBuffer) {
         // NCCL has trouble with nothing, and the sum of nothing is there
         if buffer.tensor().numel() > 0 {
             self.waiting.push_back(buffer);
@@ -85,7 +85,7 @@ mod tests {
             self.settled.pop_front().unwrap_or(Ok(true))
         }
 
-        fn start(&mut self, buffer: &DeviceF32) -> Result<(), NcclError> {
+        fn start(&mut self, buffer: &DeviceBuffer) -> Result<(), NcclError> {
             assert_eq!(self.started.len(), self.marks, "the last one is not marked yet");
             self.started.push(buffer.tensor().double_value(&[0]));
             Ok(())
@@ -101,8 +101,8 @@ mod tests {
         }
     }
 
-    fn buffer(value: f64) -> DeviceF32 {
-        DeviceF32::new(&Tensor::full([2], value, (Kind::Float, Device::Cpu))).unwrap()
+    fn buffer(value: f64) -> DeviceBuffer {
+        DeviceBuffer::new(&Tensor::full([2], value, (Kind::Float, Device::Cpu))).unwrap()
     }
 
     #[test]
@@ -110,7 +110,7 @@ mod tests {
         let mut queue = Queue::new(Script { settled: [Ok(false), Ok(true), Ok(false)].into(), ..Script::default() });
         queue.push(buffer(1.0));
         queue.push(buffer(2.0));
-        queue.push(DeviceF32::new(&Tensor::zeros([0], (Kind::Float, Device::Cpu))).unwrap());
+        queue.push(DeviceBuffer::new(&Tensor::zeros([0], (Kind::Float, Device::Cpu))).unwrap());
         assert_eq!(queue.poll().unwrap(), 3);
         assert!(queue.port.started.is_empty(), "not joined");
         assert_eq!(queue.poll().unwrap(), 2);

@@ -69,8 +69,9 @@ int ncclCommInitRankConfig(void** comm, int world, ncclUniqueId id, int rank, co
 }
 int ncclCommGetAsyncError(void* comm, int* answer) { if (comm != &state) return 4; *answer = state; state = 0; return 0; }
 int ncclAllReduce(const void* in, void* out, size_t n, int type, int op, void* comm, void* stream) {
-  if (in != out || type != 7 || op != 0 || comm != &state || stream != NULL) return 4;
-  for (size_t i = 0; i < n; ++i) ((float*)out)[i] *= 3;
+  if (in != out || (type != 7 && type != 9) || op != 0 || comm != &state || stream != NULL) return 4;
+  if (type == 9) ((short*)out)[0] = 9;
+  else for (size_t i = 0; i < n; ++i) ((float*)out)[i] *= 3;
   state = n == 1 ? 6 : 7;
   return 7;
 }
@@ -106,13 +107,18 @@ fn functions_are_called_as_c_declares_them() {
         let handle = library.init(id, 3, 2).unwrap();
         assert!(library.init(id, 2, 2).unwrap_err().to_string().contains("cannot join the group: bad argument; "));
         let mut numbers = [1f32, 2.0];
+        let pointer = numbers.as_mut_ptr().cast();
         // SAFETY: the handle is live until `end`, and the fake works on host memory.
         unsafe {
             assert!(!library.state(handle).unwrap(), "in progress");
             assert!(library.state(handle).unwrap());
-            library.sum(handle, numbers.as_mut_ptr().cast(), 2, std::ptr::null_mut()).unwrap();
+            let single = |count| (pointer, count, Number::F32);
+            library.sum(handle, single(2), std::ptr::null_mut()).unwrap();
             assert_eq!(numbers, [3.0, 6.0]);
-            library.sum(handle, numbers.as_mut_ptr().cast(), 1, std::ptr::null_mut()).unwrap();
+            let mut short = [0u16; 2];
+            library.sum(handle, (short.as_mut_ptr().cast(), 2, Number::Bf16), std::ptr::null_mut()).unwrap();
+            assert_eq!(short, [9, 0]);
+            library.sum(handle, single(1), std::ptr::null_mut()).unwrap();
             let error = library.state(handle).unwrap_err().to_string();
             assert!(error.contains("cannot sum over the group: remote error; "), "{error}");
             library.end(handle, true);
