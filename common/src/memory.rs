@@ -34,7 +34,8 @@ pub fn need(config: &RunConfig, resolution: u32, samples: u32) -> Need {
     let parameters = model.parameters();
     let travelling = if config.train.reduce_precision == ReducePrecision::Bf16 { parameters / 2 } else { 0 };
     // weights, two flat gradients that are both of all phases together, two moments
-    let state = parameters * 4 + travelling + model.averaged() + model.remembered(config.train.minibatch_at(resolution));
+    let state =
+        parameters * 4 + travelling + model.averaged() + model.remembered(config.train.minibatch_at(resolution));
     // most of what is kept is what convolutions take and give
     let bytes = if config.train.precision == Precision::Bf16 { SINGLE / 2 } else { SINGLE };
     let kept = kept(model, resolution, config.train.save_memory);

@@ -55,10 +55,12 @@ impl Launcher {
             };
         }
         let job: Result<Job, NativeError> = match buffer.kind() {
-            Kind::BFloat16 => HostBf16::new(buffer)
-                .map(|mut buffer| Box::new(move |c: &mut dyn Collective| c.all_reduce_sum_bf16(buffer.as_mut_slice())) as Job),
-            _ => HostF32::new(buffer)
-                .map(|mut buffer| Box::new(move |c: &mut dyn Collective| c.all_reduce_sum_f32(buffer.as_mut_slice())) as Job),
+            Kind::BFloat16 => HostBf16::new(buffer).map(|mut buffer| {
+                Box::new(move |c: &mut dyn Collective| c.all_reduce_sum_bf16(buffer.as_mut_slice())) as Job
+            }),
+            _ => HostF32::new(buffer).map(|mut buffer| {
+                Box::new(move |c: &mut dyn Collective| c.all_reduce_sum_f32(buffer.as_mut_slice())) as Job
+            }),
         };
         match job {
             Ok(job) => self.order(Order::Do(job)),

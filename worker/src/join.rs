@@ -16,6 +16,7 @@ use crate::models;
 use crate::node::LEASH;
 use crate::outputs::Outputs;
 use crate::ranks::Ranks;
+use crate::rehearse::Rehearsal;
 use crate::run::{self, Parts};
 use crate::sync::{self, Carried};
 use crate::trainer::{StepError, Trainer};
@@ -134,7 +135,10 @@ impl Worker {
         runtime.block_on(alike::same_store(&run, &config))?;
         agent.look_up(coordinator_of(&runtime, &run));
         agent.progress(Progress { activity: Activity::Data, ..Progress::default() });
+        // beside each other: one takes a GPU, the other cores and disks
+        let rehearsal = Rehearsal::begin(&config, device);
         let images = Arc::new(prepare::images(&config, &|_| ())?.images);
+        rehearsal.map_or(Ok(()), Rehearsal::end)?;
         let features = Features::of(&config.metrics, device)?;
         let dataset = Dataset { fingerprint: images.fingerprint(), images: images.len() as u64 };
         let identity =
@@ -434,7 +438,7 @@ fn supported(config: &RunConfig, device: Device) -> Result<(), Failure> {
 }
 
 /// The device of this process: its first visible GPU, else the CPU.
-fn device(cuda: &Cuda) -> Device {
+pub fn device(cuda: &Cuda) -> Device {
     match cuda {
         Cuda::Loaded(_) if tch::Cuda::is_available() => Device::Cuda(0),
         Cuda::Loaded(path) => {

@@ -29,6 +29,7 @@ pub mod parameters;
 pub mod pictures;
 pub mod prepare;
 pub mod ranks;
+pub mod rehearse;
 pub mod run;
 pub mod sample;
 pub mod sync;

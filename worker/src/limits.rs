@@ -1,6 +1,6 @@
 //! What the system lets this process have: open files and threads, looked at before anything is spent.
 //!
-//! Refuses to foretell memory: what a step needs is known when it has been taken.
+//! Refuses to foretell memory: what a step needs is known when it has been taken, which [`crate::rehearse`] does.
 
 use crate::failure::Failure;
 use rustix::process::{Resource, getrlimit, setrlimit};

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 use worker::failure::Failure;
 use worker::node::{self, Node};
-use worker::{doctor, environment, examined, export, import, join, prepare, sample, translate};
+use worker::{doctor, environment, examined, export, import, join, prepare, rehearse, sample, translate};
 
 #[derive(Parser)]
 #[command(name = "worker", version, about = "One training process of a Ganfleet run")]
@@ -76,6 +76,8 @@ enum Command {
     },
     /// Prepare the training images of the resolved configuration on standard input (JSON).
     Prepare,
+    /// Take the widest step of the resolved configuration on standard input (JSON) on made-up images: whether it fits into memory, as JSON.
+    Rehearse,
     /// Make images from a checkpoint.
     Sample {
         /// A run or one of its checkpoints.
@@ -164,6 +166,7 @@ fn main() {
         }
         Command::Doctor { .. } => doctor::say(&cuda).map(|()| Exit::Ok),
         Command::Prepare => prepare::from_stdin().map(|()| Exit::Ok),
+        Command::Rehearse => rehearse::from_stdin(join::device(&cuda)).map(|()| Exit::Ok),
         Command::Sample { url, seeds, out, s3 } => {
             s3_settings(s3.as_deref()).and_then(|s3| sample::sample(&url, &seeds, &out, &s3)).map(|()| Exit::Ok)
         }

@@ -26,14 +26,7 @@ const CONFIG_MAX: u64 = 1 << 20;
 /// # Errors
 /// The configuration or the images cannot be used.
 pub fn from_stdin() -> Result<(), Failure> {
-    let mut text = String::new();
-    let io = |doing: &str| {
-        let doing = doing.to_owned();
-        move |error| Failure::Io { doing, error }
-    };
-    std::io::stdin().take(CONFIG_MAX).read_to_string(&mut text).map_err(io("read the configuration"))?;
-    let config: RunConfig =
-        serde_json::from_str(&text).map_err(|e| Failure::Usage(format!("the configuration on standard input: {e}")))?;
+    let config = config_from_stdin()?;
     // what evaluations need is missed now, not after hours of training
     Features::of(&config.metrics, Device::Cpu)?;
     let last = Mutex::new(None::<Instant>);
@@ -59,6 +52,17 @@ pub fn from_stdin() -> Result<(), Failure> {
         "reused": prepared.reused,
     }));
     Ok(())
+}
+
+/// The resolved configuration on standard input.
+///
+/// # Errors
+/// It cannot be read or makes no sense.
+pub fn config_from_stdin() -> Result<RunConfig, Failure> {
+    let mut text = String::new();
+    let unread = |error| Failure::Io { doing: "read the configuration".to_owned(), error };
+    std::io::stdin().take(CONFIG_MAX).read_to_string(&mut text).map_err(unread)?;
+    serde_json::from_str(&text).map_err(|e| Failure::Usage(format!("the configuration on standard input: {e}")))
 }
 
 /// The images of a run and what to tell the user about them.

@@ -13,8 +13,8 @@ use super::raw::{
 };
 use super::resolve::covers;
 use super::resolved::{
-    Adam, Backend, Checkpoint, Cluster, Data, Determinism, Ema, Epochs, Grid, Metrics, Model, OnLoss, Precision, ReducePrecision,
-    RunConfig, S3, Samples, Stop, Train,
+    Adam, Backend, Checkpoint, Cluster, Data, Determinism, Ema, Epochs, Grid, Metrics, Model, OnLoss, Precision,
+    ReducePrecision, Rehearse, RunConfig, S3, Samples, Stop, Train,
 };
 use super::{duration, paths};
 use crate::families::progan::{Architecture, GpNorm, Upscale};
@@ -98,6 +98,7 @@ impl Check<'_> {
             skips: self.need("model.skips", raw.skips, false),
             average: self.need("model.average", raw.average, false),
             augment: self.need("model.augment", raw.augment, 0.0),
+            r1: self.need("model.r1", raw.r1, 0.0),
         }
     }
 
@@ -216,6 +217,7 @@ impl Check<'_> {
             min_workers: self.need("cluster.min_workers", raw.min_workers, 1),
             max_workers: self.count("cluster.max_workers", raw.max_workers),
             on_loss: self.need("cluster.on_loss", raw.on_loss, OnLoss::Shrink),
+            rehearse: self.need("cluster.rehearse", raw.rehearse, Rehearse::Gpu),
             failures: self.need("cluster.failures", raw.failures, 3),
             patience_s: self.duration("cluster.patience", raw.patience, 0.1..=3600.0),
             orphan_patience_s: self.duration("cluster.orphan_patience", raw.orphan_patience, 0.1..=30.0 * 86400.0),

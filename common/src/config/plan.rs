@@ -57,6 +57,8 @@ pub struct Phase {
     pub least_per_worker: u32,
     /// Most samples of a step that a worker holds.
     pub most_per_worker: u32,
+    /// Most samples that a worker takes through the networks at once.
+    pub at_once: u32,
     /// Passes through the networks that the worker with most samples needs for one step.
     pub passes: u32,
     /// Workers without any sample.
@@ -98,6 +100,7 @@ pub fn plan(config: &RunConfig, workers: u32) -> Plan {
             d_steps: cycles * d_per_cycle,
             least_per_worker: groups / workers * group,
             most_per_worker: most * group,
+            at_once: at_once * group,
             passes: most.div_ceil(at_once),
             idle_workers: workers.saturating_sub(groups),
             memory: memory::need(config, here.resolution, at_once * group),

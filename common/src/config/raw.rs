@@ -4,7 +4,7 @@
 //! single values and the defaults' completeness test all derive from it. What needs more than one value to judge is in
 //! [`super::resolve`]; nothing here is checked against anything else.
 
-use super::resolved::{Backend, Determinism, Grid, OnLoss, Precision, ReducePrecision};
+use super::resolved::{Backend, Determinism, Grid, OnLoss, Precision, ReducePrecision, Rehearse};
 use crate::families::cyclegan::{self, GanLoss};
 use crate::families::pix2pix::Direction;
 use crate::families::progan::{GpNorm, Upscale};
@@ -154,6 +154,9 @@ pub struct RawCycleGan {
     /// they are.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub augment: Option<f64>,
+    /// Weight of a penalty on how steep the discriminators are on real images.
+    #[schemars(range(min = 0.0, max = 1e6))]
+    pub r1: Option<f64>,
 }
 
 /// Keys of `family = "pix2pix"`.
@@ -329,6 +332,8 @@ pub struct RawCluster {
     pub max_workers: Option<CountOrAuto>,
     /// What to do while fewer workers are there than are wanted.
     pub on_loss: Option<OnLoss>,
+    /// Where workers try the widest step of the run before they join.
+    pub rehearse: Option<Rehearse>,
     /// Failures in a row without progress in between, before the run goes back to a checkpoint; after as many again it ends.
     #[schemars(range(min = 1, max = 1000))]
     pub failures: Option<u32>,

@@ -106,6 +106,7 @@ impl From<&RunConfig> for RawFile {
                 min_workers: Some(run.cluster.min_workers),
                 max_workers: Some(count(run.cluster.max_workers)),
                 on_loss: Some(run.cluster.on_loss),
+                rehearse: Some(run.cluster.rehearse),
                 failures: Some(run.cluster.failures),
                 patience: Some(duration::format(run.cluster.patience_s)),
                 orphan_patience: Some(duration::format(run.cluster.orphan_patience_s)),
@@ -181,6 +182,7 @@ fn cyclegan(model: &cyclegan::Architecture) -> RawCycleGan {
         skips: Some(model.skips),
         average: Some(model.average),
         augment: Some(model.augment),
+        r1: Some(model.r1),
     }
 }
 

@@ -328,7 +328,8 @@ impl Check<'_> {
             let message = "\"bitwise\" is defined for single precision only".to_owned();
             self.wrong("train.determinism", message, Some("train.precision = \"fp32\", or \"fast\"".to_owned()));
         }
-        if bitwise && config.train.reduce_precision != ReducePrecision::Fp32 && self.sound(&["train.reduce_precision"]) {
+        if bitwise && config.train.reduce_precision != ReducePrecision::Fp32 && self.sound(&["train.reduce_precision"])
+        {
             let message = "\"bitwise\" sums in single precision only".to_owned();
             let remedy = Some("train.reduce_precision = \"fp32\", or \"fast\"".to_owned());
             self.wrong("train.determinism", message, remedy);

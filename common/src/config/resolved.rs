@@ -418,6 +418,9 @@ pub struct Cluster {
     /// What to do while fewer workers are there than are wanted.
     #[serde(default)]
     pub on_loss: OnLoss,
+    /// Where workers try the widest step before they join.
+    #[serde(default)]
+    pub rehearse: Rehearse,
     /// Failures in a row without progress in between, before the run goes back to a checkpoint; after as many again it ends.
     #[serde(default = "three")]
     pub failures: u32,
@@ -433,6 +436,19 @@ fn one() -> u32 {
 
 fn three() -> u32 {
     3
+}
+
+/// Where workers try the widest step of a run before they join.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Rehearse {
+    /// On GPUs, whose memory has a hard end.
+    #[default]
+    Gpu,
+    /// On CPUs, too, where it takes as long as a step does there.
+    Always,
+    /// Nowhere.
+    Never,
 }
 
 /// What to do while fewer workers are there than are wanted.

@@ -24,9 +24,14 @@ pub fn assert_refused(machine: &Machine, what: &str, answer: &Answer, code: i32,
 
 /// Runs a program to its end where a process may open so many files.
 pub fn with_few_files(machine: &Machine, files: u32, program: &Command) -> Answer {
+    within(machine, &format!("-n {files}"), program)
+}
+
+/// Runs a program to its end within a limit of the shell's.
+fn within(machine: &Machine, limit: &str, program: &Command) -> Answer {
     let mut limited = Command::new("/bin/sh");
     limited
-        .args(["-c", &format!("ulimit -n {files} && exec \"$@\""), "sh"])
+        .args(["-c", &format!("ulimit {limit} && exec \"$@\""), "sh"])
         .arg(program.get_program())
         .args(program.get_args());
     limited.current_dir(machine.path("")).env_clear();
@@ -46,6 +51,38 @@ fn a_system_that_gives_too_little() {
     let two = machine.command(&["launch", "toy.toml", "--plain", "--workers", "2"]);
     let answer = with_few_files(&machine, 100, &two);
     assert_refused(&machine, "few files, two workers", &answer, 3, &["100 files", "ulimit -n"]);
+}
+
+/// The widest step is tried before a worker joins, and a machine that has seen it fit does not try it again.
+#[test]
+fn memory_that_is_too_small_for_the_widest_step() {
+    let machine = Machine::new();
+    let launch = machine.command(&["launch", "toy.toml", "--plain", "--workers", "1"]);
+    let wide = |minibatch: i64| {
+        let experiment = Experiment::sngan()
+            .with("train.determinism", "fast")
+            .with("model.width", 128)
+            .with("train.minibatch", minibatch)
+            .with("train.max_per_worker", minibatch);
+        machine.experiment(&experiment.with("cluster.rehearse", "always").with("train.total_kimg", 0.0625));
+    };
+    wide(65_536);
+    let answer = within(&machine, "-v 3000000", &launch);
+    let says = ["16x16 with 65536 images at once", "does not fit", "can't allocate memory", "train.max_per_worker.16"];
+    assert_refused(&machine, "little memory, many images", &answer, 3, &says);
+    assert_eq!(machine.newest_images(), None);
+    let remembered = || std::fs::read_dir(machine.path("home/.cache/ganfleet/rehearsed")).map_or(0, Iterator::count);
+    assert_eq!(remembered(), 0);
+
+    wide(16);
+    let answer = within(&machine, "-v 3000000", &launch);
+    assert_eq!(answer.code, 0, "{}", answer.text());
+    assert_eq!(remembered(), 1);
+    std::fs::remove_dir_all(machine.path("runs")).unwrap();
+    let answer = within(&machine, "-v 3000000", &launch);
+    assert_eq!(answer.code, 0, "{}", answer.text());
+    let log = std::fs::read_to_string(machine.run().join("log.txt")).unwrap();
+    assert!(!log.contains("the widest step"), "{log}");
 }
 
 /// Launches the tiny run with an experiment file of this text.

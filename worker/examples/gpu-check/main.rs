@@ -6,10 +6,11 @@
 //!
 //! 1. Gradients of every family beside those on the CPU.
 //! 2. How long training stands still for a checkpoint.
-//! 3. The contract of collectives, kept by NCCL with as many ranks as there are GPUs, each rank a thread.
-//! 4. The life of a group of one: met, summed, aborted, met again, each timed.
-//! 5. A sum waits for what was queued before it, and what is queued after it waits for the sum.
-//! 6. Two processes sum, and one of them is killed in the midst of it.
+//! 3. What the GPU says of its memory, and how libtorch says that there is not enough.
+//! 4. The contract of collectives, kept by NCCL with as many ranks as there are GPUs, each rank a thread.
+//! 5. The life of a group of one: met, summed, aborted, met again, each timed.
+//! 6. A sum waits for what was queued before it, and what is queued after it waits for the sum.
+//! 7. Two processes sum, and one of them is killed in the midst of it.
 //!
 //! The last line is a JSON object with what was measured. It refuses to take a mock for NCCL: without a GPU it says "skipped" and has shown
 //! nothing. `--rehearse` does the first two on the CPU, to see that the check itself works; it shows nothing about GPUs.
@@ -21,6 +22,7 @@ mod staged;
 mod stall;
 
 use collective::{Collective, Listener, Membership, Mesh, contract};
+use native::DeviceMemory;
 use native::cuda::{self, Cuda};
 use serde_json::{Map, Value, json};
 use staged::Staged;
@@ -31,7 +33,7 @@ use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor};
 use worker::communicator::Communicator;
 use worker::ranks::Ranks;
-use worker::{environment, gpus};
+use worker::{environment, gpus, rehearse};
 
 /// Anything that ends a check; it is printed and nothing branches on it.
 type Failure = Box<dyn Error + Send + Sync>;
@@ -86,6 +88,10 @@ fn check(rehearsed: bool) -> Result<(), Failure> {
     if rehearsed {
         println!("skipped: what needs a GPU");
     } else {
+        timed("the GPU's memory", || {
+            report.insert("memory".to_owned(), memory(device)?);
+            Ok(())
+        })?;
         of_nccl(&mut report)?;
     }
     println!("{}", Value::Object(report));
@@ -112,6 +118,22 @@ fn of_nccl(report: &mut Map<String, Value>) -> Result<(), Failure> {
     })?;
     timed("sums in the order of what is queued", || sums_wait_for_what_is_queued(count.min(2)))?;
     pair::check(count)
+}
+
+/// What [`worker::rehearse`] builds on: numbers that make sense, and words by which a lack of memory is known.
+fn memory(device: Device) -> Result<Value, Failure> {
+    let here = || DeviceMemory::of(device)?.ok_or_else(|| Failure::from("a GPU has memory of its own"));
+    let taken = Tensor::zeros([64 << 20], (Kind::Uint8, device));
+    let with = here()?;
+    drop(taken);
+    if with.taken < 64 << 20 || with.free >= with.total {
+        return Err(format!("with 64 MiB taken it says {with:?}").into());
+    }
+    match Tensor::f_zeros([with.total as i64], (Kind::Uint8, device)) {
+        Err(error) if rehearse::lacks(&error.to_string()) => {}
+        other => return Err(format!("all of its memory at once: {other:?}").into()),
+    }
+    Ok(json!({ "free": with.free, "total": with.total }))
 }
 
 fn timed(what: &str, check: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {

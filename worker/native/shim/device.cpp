@@ -3,11 +3,13 @@
 
 #include "guard.h"
 
+#include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/Event.h>
 #include <c10/core/Stream.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <memory>
+#include <tuple>
 
 using c10::impl::VirtualGuardImpl;
 using ganfleet::guarded;
@@ -67,5 +69,15 @@ int gfn_stream_keep(c10::Stream* stream, at::Tensor* tensor) {
 }
 
 void gfn_stream_free(c10::Stream* stream) { delete stream; }
+
+// What the device has free and in all, and the most that this process has taken of it for tensors, in bytes. All zero in host memory.
+int gfn_device_memory(int64_t index, uint64_t* free, uint64_t* total, uint64_t* taken) {
+  return guarded([&] {
+    const auto at = static_cast<c10::DeviceIndex>(index);
+    auto* const allocator = c10::getDeviceAllocator(c10::DeviceType::CUDA);
+    std::tie(*free, *total) = allocator->getMemoryInfo(at);
+    *taken = static_cast<uint64_t>(allocator->getDeviceStats(at).reserved_bytes[0].peak);
+  });
+}
 
 }  // extern "C"

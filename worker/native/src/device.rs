@@ -42,6 +42,33 @@ impl DeviceBuffer {
     }
 }
 
+/// Memory of a device, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct DeviceMemory {
+    /// What nobody holds.
+    pub free: u64,
+    /// All of it.
+    pub total: u64,
+    /// The most that libtorch has taken of it for this process's tensors.
+    pub taken: u64,
+}
+
+impl DeviceMemory {
+    /// As it is now; `None` for the host's memory.
+    ///
+    /// # Errors
+    /// When there is no such device.
+    pub fn of(device: Device) -> Result<Option<Self>, NativeError> {
+        let Device::Cuda(index) = device else { return Ok(None) };
+        let mut memory = Self { free: 0, total: 0, taken: 0 };
+        // SAFETY: the three numbers outlive the call.
+        check("ask for a device's memory", unsafe {
+            sys::gfn_device_memory(index as i64, &mut memory.free, &mut memory.total, &mut memory.taken)
+        })?;
+        Ok(Some(memory))
+    }
+}
+
 /// A point in a device's queue of work.
 #[derive(Debug)]
 pub(crate) struct Mark(sys::Handle);

@@ -11,7 +11,7 @@ mod layers;
 pub mod nccl;
 mod sys;
 
-pub use device::DeviceBuffer;
+pub use device::{DeviceBuffer, DeviceMemory};
 pub use hook::GradientHook;
 pub use host::{HostBf16, HostF32};
 pub use layers::{Geometry, convolution, leaky_downscale, leaky_pixel_norm, leaky_relu, residual};

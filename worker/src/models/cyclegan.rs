@@ -143,8 +143,10 @@ impl CycleGan {
             generators: generators(&g),
             averaged: average.as_ref().map(generators),
             sparing,
-            judges: DOMAINS
-                .map(|domain| Judge::new(&architecture.patches(), &d, &format!("d.{domain}"), architecture.gan_loss)),
+            judges: DOMAINS.map(|domain| {
+                Judge::new(&architecture.patches(), &d, &format!("d.{domain}"), architecture.gan_loss)
+                    .with_r1(architecture.r1)
+            }),
             architecture,
             g,
             d,

@@ -259,7 +259,9 @@ fn fast_gradients_of_every_world_equal_one_worker_s_but_for_rounding() {
             for world in [2, 4] {
                 for theirs in on_ranks(world, &config(reduce), gradient) {
                     let worst = alone.iter().zip(&theirs).fold(0.0f32, |w, (a, b)| w.max((a - b).abs())) / largest;
-                    println!("step {before}, world {world}, {reduce}: largest difference {worst:.1e} of the largest gradient");
+                    println!(
+                        "step {before}, world {world}, {reduce}: largest difference {worst:.1e} of the largest gradient"
+                    );
                     assert!((least..most).contains(&worst), "step {before}, world {world}, {reduce}: {worst:e}");
                 }
             }

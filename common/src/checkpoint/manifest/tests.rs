@@ -65,6 +65,7 @@ pub(crate) fn config() -> RunConfig {
             min_workers: 1,
             max_workers: 0,
             on_loss: r::OnLoss::Shrink,
+            rehearse: r::Rehearse::Gpu,
             failures: 3,
             patience_s: 10.0,
             orphan_patience_s: 600.0,

@@ -85,6 +85,7 @@ fn changes_are_named_for_what_they_do() {
         ("metrics.every_kimg=9", "metrics.every_kimg"),
         ("samples.grid=4k", "samples.grid"),
         ("cluster.workers=3", "cluster.workers"),
+        ("cluster.rehearse=never", "cluster.rehearse"),
         ("data.cache=x", "data.cache"),
     ] {
         assert_eq!(effects(&[set]), [(key.to_owned(), Effect::Safe)]);

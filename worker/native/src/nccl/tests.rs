@@ -1,6 +1,8 @@
 use super::*;
+use crate::DeviceMemory;
 use std::path::Path;
 use std::process::Command;
+use tch::Device;
 
 #[test]
 fn a_library_that_is_nowhere_or_broken_says_what_to_do() {
@@ -43,12 +45,15 @@ fn where_there_is_a_library_its_functions_are_what_they_are_called_as() {
 }
 
 #[test]
-fn without_a_gpu_a_stream_is_an_error() {
+fn without_a_gpu_its_streams_and_memory_are_errors() {
     if tch::Cuda::is_available() {
         return;
     }
     let error = Stream::new(0).unwrap_err();
     assert!(!error.message.is_empty(), "{error}");
+    let error = DeviceMemory::of(Device::Cuda(0)).unwrap_err();
+    assert!(!error.message.is_empty(), "{error}");
+    assert_eq!(DeviceMemory::of(Device::Cpu).unwrap(), None);
 }
 
 /// The functions of NCCL that are called, as a C compiler understands its header; they refuse what they should not be given.
