@@ -1,8 +1,9 @@
-//! Measures the sum of gradients between processes on loopback: `bench_allreduce [WORLD] [BYTES] [CALLS]`.
+//! Measures the sum of gradients between processes on loopback: `bench_allreduce [WORLD] [BYTES] [CALLS] [f32|bf16]`.
 //!
 //! Starts itself once per rank; prints the median and the fastest of the calls, as the slowest rank saw each, as one JSON line.
 
 use collective::{Collective, Listener, Membership, Mesh};
+use half::bf16;
 use std::{
     env,
     error::Error,
@@ -17,17 +18,23 @@ const ROLE: &str = "BENCH_ALLREDUCE_RANK";
 fn main() -> Result<(), Box<dyn Error>> {
     let argument = |at: usize, default: usize| env::args().nth(at).map_or(Ok(default), |text| text.parse());
     let (world, bytes, calls) = (argument(1, 2)?, argument(2, 100_000_000)?, argument(3, 21)?.max(1));
+    let halved = match env::args().nth(4).as_deref() {
+        None | Some("f32") => false,
+        Some("bf16") => true,
+        Some(other) => return Err(format!("numbers are f32 or bf16, not {other}").into()),
+    };
     match env::var(ROLE) {
-        Ok(rank) => member(rank.parse()?, bytes, calls),
-        Err(_) => measure(world, bytes, calls),
+        Ok(rank) => member(rank.parse()?, bytes, calls, halved),
+        Err(_) => measure(world, bytes, calls, halved),
     }
 }
 
-fn measure(world: usize, bytes: usize, calls: usize) -> Result<(), Box<dyn Error>> {
+fn measure(world: usize, bytes: usize, calls: usize, halved: bool) -> Result<(), Box<dyn Error>> {
     let program = env::current_exe()?;
     let start = |rank: usize| {
         Command::new(&program)
             .args([world, bytes, calls].map(|n| n.to_string()))
+            .arg(if halved { "bf16" } else { "f32" })
             .env(ROLE, rank.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -60,7 +67,7 @@ fn measure(world: usize, bytes: usize, calls: usize) -> Result<(), Box<dyn Error
     Ok(())
 }
 
-fn member(rank: u32, bytes: usize, calls: usize) -> Result<(), Box<dyn Error>> {
+fn member(rank: u32, bytes: usize, calls: usize, halved: bool) -> Result<(), Box<dyn Error>> {
     let mut listener = Listener::bind((Ipv4Addr::LOCALHOST, 0).into())?;
     println!("{}", listener.address());
     let mut line = String::new();
@@ -68,11 +75,15 @@ fn member(rank: u32, bytes: usize, calls: usize) -> Result<(), Box<dyn Error>> {
     let peers = line.split_whitespace().map(str::parse).collect::<Result<Vec<SocketAddr>, _>>()?;
     let membership = Membership { generation: 1, rank, peers, secret: [0; 32] };
     let mut group = Mesh::connect(&mut listener, membership, Duration::from_secs(10))?;
-    let mut numbers = vec![0f32; bytes / size_of::<f32>()];
+    let mut single = vec![0f32; if halved { 0 } else { bytes / size_of::<f32>() }];
+    let mut short = vec![bf16::ZERO; if halved { bytes / size_of::<bf16>() } else { 0 }];
     for call in 0..calls + 3 {
         group.barrier()?;
         let begun = Instant::now();
-        group.all_reduce_sum_f32(&mut numbers)?;
+        match halved {
+            false => group.all_reduce_sum_f32(&mut single)?,
+            true => group.all_reduce_sum_bf16(&mut short)?,
+        }
         if call >= 3 {
             println!("{}", begun.elapsed().as_secs_f64());
         }
