@@ -136,7 +136,7 @@ impl Worker {
         agent.look_up(coordinator_of(&runtime, &run));
         agent.progress(Progress { activity: Activity::Data, ..Progress::default() });
         // beside each other: one takes a GPU, the other cores and disks
-        let rehearsal = Rehearsal::begin(&config, device);
+        let rehearsal = Rehearsal::begin(&config, agent.wanted(), device);
         let images = Arc::new(prepare::images(&config, &|_| ())?.images);
         rehearsal.map_or(Ok(()), Rehearsal::end)?;
         let features = Features::of(&config.metrics, device)?;

@@ -77,7 +77,14 @@ enum Command {
     /// Prepare the training images of the resolved configuration on standard input (JSON).
     Prepare,
     /// Take the widest step of the resolved configuration on standard input (JSON) on made-up images: whether it fits into memory, as JSON.
-    Rehearse,
+    Rehearse {
+        /// As the first of so many [default: those of the configuration, else one].
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+        workers: Option<u32>,
+        /// End with this process, which began it.
+        #[arg(long, value_name = "PID")]
+        of: Option<i32>,
+    },
     /// Make images from a checkpoint.
     Sample {
         /// A run or one of its checkpoints.
@@ -166,7 +173,7 @@ fn main() {
         }
         Command::Doctor { .. } => doctor::say(&cuda).map(|()| Exit::Ok),
         Command::Prepare => prepare::from_stdin().map(|()| Exit::Ok),
-        Command::Rehearse => rehearse::from_stdin(join::device(&cuda)).map(|()| Exit::Ok),
+        Command::Rehearse { workers, of } => rehearse::from_stdin(workers, of, join::device(&cuda)).map(|()| Exit::Ok),
         Command::Sample { url, seeds, out, s3 } => {
             s3_settings(s3.as_deref()).and_then(|s3| sample::sample(&url, &seeds, &out, &s3)).map(|()| Exit::Ok)
         }

@@ -1,40 +1,51 @@
-//! The widest step of the whole run, taken once on made-up images before the run is: memory that is too small shows on the first
-//! minute of the first day, and not when the networks have grown.
+//! The widest step of the whole run, taken once on made-up images before a worker asks for a place: memory that is too small shows at the
+//! beginning, and not when the networks have grown.
 //!
-//! In a process of its own, so that whatever it takes is given back, and nothing of it can hurt the worker. Refuses to end a run for
-//! what may pass: only a step that does not fit into a device that was free says that it never will.
+//! In a process of its own, which ends with the worker and gives back whatever it took. Refuses to end a run for what may pass: only a
+//! step that does not fit into a device that nobody else uses says that it never will.
 
 use crate::communicator::Communicator;
 use crate::environment;
 use crate::failure::Failure;
 use crate::models;
+use crate::node::LEASH;
 use crate::prepare;
+use crate::ranks::{Alone, DeviceSums, Ranks};
 use crate::trainer::{StepError, Trainer};
-use collective::Solo;
-use common::config::resolved::{Determinism, Precision, Rehearse, RunConfig};
+use children::lines::{Level, level, message as said_in};
+use collective::{Aborter, Collective, CollectiveError, Part, Solo, Traffic, TreeSum};
+use common::config::resolved::{Determinism, Model, Precision, Rehearse, RunConfig};
 use common::config::{Phase, Plan, plan};
 use common::schedule::Position;
+use half::bf16;
 use native::DeviceMemory;
+use nix::sys::{prctl::set_pdeathsig, signal::Signal};
+use nix::unistd::getppid;
 use serde::{Deserialize, Serialize};
 use std::any::Any;
 use std::io::{Read, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus, Output, Stdio};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor};
 use worker_core::Flags;
 
-/// A widest step that takes longer is not waited for.
-const PATIENCE: Duration = Duration::from_secs(300);
+/// A widest step that takes longer is not waited for: a coordinator waits twice as long for one who takes a lost one's place.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// How often its end is looked for.
 const LOOK: Duration = Duration::from_millis(50);
-/// A device of which so much is free is held by nobody else: a context and a display take the rest.
-const FREE: f64 = 0.9;
-/// Of what the step says on standard error so much is told.
-const SAID_MAX: usize = 400;
-/// How libtorch's allocators say that there is no more, on GPUs and in host memory.
-const LACKING: [&str; 2] = ["out of memory", "can't allocate memory"];
+/// A part of a device that contexts and displays take, which are nobody else's work.
+const SMALL: f64 = 0.1;
+/// Of what the step says so much is read, and so much told.
+const READ_MAX: u64 = 1 << 20;
+const TOLD_MAX: usize = 300;
+/// How libtorch's allocators say that there is no more: a GPU's, and the host's.
+const LACKING_ON_GPU: &str = "CUDA out of memory";
+const LACKING_ON_HOST: &str = "can't allocate memory";
+/// What is the worker's alone: its secrets, and by what others know it.
+const NOT_INHERITED: [&str; 4] = ["GANFLEET_TOKEN", "GANFLEET_CREDENTIALS", "GANFLEET_WORKER_ID", LEASH];
 
 /// What the step has to say, as one line of JSON.
 #[derive(Debug, Serialize, Deserialize)]
@@ -42,17 +53,21 @@ struct Report {
     resolution: u32,
     /// Samples that were taken through the networks at once.
     samples: u32,
-    /// The device before it and after it; `None` in host memory.
+    /// The device before it and behind it; `None` in host memory.
     before: Option<DeviceMemory>,
     after: Option<DeviceMemory>,
     /// What libtorch said where memory was too small.
     lacking: Option<String>,
+    /// What would make the step smaller.
+    remedies: Vec<String>,
 }
 
 /// What follows.
 #[derive(Debug, PartialEq)]
 enum Verdict {
     Fits(String),
+    /// So little is left that other things may not fit.
+    Tight(String),
     TooLarge(String),
     /// It says nothing about the run, and why.
     Untried(String),
@@ -60,74 +75,54 @@ enum Verdict {
 
 /// A step under way in another process.
 pub struct Rehearsal {
-    child: Child,
-    began: Instant,
+    verdict: JoinHandle<Verdict>,
     /// Is written when it fits, so that it is not tried again.
     remembered: Option<PathBuf>,
 }
 
 impl Rehearsal {
-    /// Begins, if this run wants it on `device` and this machine has not seen it fit already. What hinders it is told, and hinders
-    /// nothing else.
+    /// Begins, if the run wants it on `device` and this machine has not seen it fit already, as one of `workers`. What hinders it is
+    /// told, and hinders nothing else.
     #[must_use]
-    pub fn begin(config: &RunConfig, device: Device) -> Option<Self> {
+    pub fn begin(config: &RunConfig, workers: u32, device: Device) -> Option<Self> {
         let wanted = match config.cluster.rehearse {
             Rehearse::Gpu => device.is_cuda(),
             Rehearse::Always => true,
             Rehearse::Never => false,
         };
-        let remembered =
-            environment::cache_folder().map(|cache| cache.join("rehearsed").join(known_as(config, device)));
+        let remembered = wanted.then(|| remembered_at(config, workers, device)).flatten();
         if !wanted || remembered.as_ref().is_some_and(|path| path.exists()) {
             return None;
         }
-        let begin = || -> std::io::Result<Child> {
-            let mut child = Command::new(std::env::current_exe()?)
-                .arg("rehearse")
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped())
-                .stderr(Stdio::piped())
-                .spawn()?;
-            let written = child.stdin.take().map_or(Ok(()), |mut input| input.write_all(&serde_json::to_vec(config)?));
-            // who has ended says why itself
-            drop(written);
-            Ok(child)
-        };
-        match begin() {
-            Ok(child) => Some(Self { child, began: Instant::now(), remembered }),
-            Err(error) => {
-                tracing::warn!("the widest step was not tried beforehand: {error}");
-                None
-            }
-        }
+        let config = serde_json::to_vec(config).ok()?;
+        // the thread that starts it has to live as long: with it the step ends
+        let verdict = std::thread::spawn(move || match taken(&config, workers) {
+            Ok(Some(output)) => judge(output.status, &text(&output.stdout), &text(&output.stderr)),
+            Ok(None) => Verdict::Untried(format!("it was not through after {} s", PATIENCE.as_secs())),
+            Err(error) => Verdict::Untried(format!("it could not be begun: {error}")),
+        });
+        Some(Self { verdict, remembered })
     }
 
-    /// Waits for its end, at most five minutes from its beginning.
+    /// Waits for its end, at most a minute from its beginning.
     ///
     /// # Errors
-    /// [`Failure::Limit`] where the step does not fit into a device that has nothing else to hold.
-    pub fn end(mut self) -> Result<(), Failure> {
-        let status = loop {
-            match self.child.try_wait() {
-                Ok(Some(status)) => break Some(status),
-                Ok(None) if self.began.elapsed() < PATIENCE => std::thread::sleep(LOOK),
-                Ok(None) | Err(_) => break None,
-            }
-        };
-        let verdict = match status {
-            None => Verdict::Untried(format!("it was not through after {} s", PATIENCE.as_secs())),
-            // both are short: what a pipe holds, which nobody has to empty meanwhile
-            Some(status) => judge(status, &text(self.child.stdout.take()), &text(self.child.stderr.take())),
-        };
+    /// [`Failure::Limit`] where the step does not fit into a device that nobody else uses.
+    pub fn end(self) -> Result<(), Failure> {
+        let verdict = self.verdict.join().unwrap_or_else(|_| Verdict::Untried("its watcher is gone".to_owned()));
         match verdict {
             Verdict::Fits(how) => {
                 tracing::info!("{how}");
                 if let Some(path) = &self.remembered {
-                    let remembered =
+                    let kept =
                         path.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| std::fs::write(path, how));
                     // tried again next time
-                    drop(remembered);
+                    drop(kept);
                 }
+                Ok(())
+            }
+            Verdict::Tight(how) => {
+                tracing::warn!("{how}");
                 Ok(())
             }
             Verdict::TooLarge(why) => Err(Failure::Limit(why)),
@@ -139,76 +134,135 @@ impl Rehearsal {
     }
 }
 
-impl Drop for Rehearsal {
-    /// A child that is not waited for any more ends here.
-    fn drop(&mut self) {
-        let _over = self.child.kill();
-        let _status = self.child.wait();
-    }
+/// Where it is remembered that a step fits: under everything that the answer depends on.
+fn remembered_at(config: &RunConfig, workers: u32, device: Device) -> Option<PathBuf> {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let gpus = children::gpus::described("/".as_ref()).into_iter().map(|gpu| (gpu.model, gpu.bus)).collect::<Vec<_>>();
+    let machine = (read("/proc/sys/kernel/hostname"), gpus, read("/proc/driver/nvidia/version"), format!("{device:?}"));
+    let chosen =
+        ["CUDA_VISIBLE_DEVICES", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"].map(|name| std::env::var(name).ok());
+    let program = std::env::current_exe().and_then(std::fs::metadata).and_then(|program| program.modified()).ok()?;
+    let facts = (machine, chosen, program, environment::LIBTORCH, &config.model, &config.train, workers);
+    let name = blake3::hash(&serde_json::to_vec(&facts).ok()?).to_hex()[..32].to_owned();
+    Some(environment::cache_folder()?.join("rehearsed").join(name))
 }
 
-/// All that the answer depends on, as a name.
-fn known_as(config: &RunConfig, device: Device) -> String {
-    let gpus: Vec<_> = children::gpus::described("/".as_ref()).into_iter().map(|gpu| gpu.model).collect();
-    let chosen = std::env::var("CUDA_VISIBLE_DEVICES").ok();
-    let facts = (&config.model, &config.train, config.cluster.workers, gpus, chosen, format!("{device:?}"));
-    let facts = serde_json::to_string(&(facts, environment::LIBTORCH, env!("CARGO_PKG_VERSION"))).unwrap_or_default();
-    blake3::hash(facts.as_bytes()).to_hex()[..32].to_owned()
+/// Has another process take the step; `None` if it was not through in time.
+fn taken(config: &[u8], workers: u32) -> std::io::Result<Option<Output>> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["rehearse", "--workers", &workers.to_string(), "--of", &std::process::id().to_string()]);
+    NOT_INHERITED.iter().for_each(|name| _ = command.env_remove(name));
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    // who has ended already says why itself
+    drop(child.stdin.take().map(|mut input| input.write_all(config)));
+    let readers = (reader(child.stdout.take()), reader(child.stderr.take()));
+    let began = Instant::now();
+    let status = loop {
+        match child.try_wait()? {
+            Some(status) => break Some(status),
+            None if began.elapsed() < PATIENCE => std::thread::sleep(LOOK),
+            None => {
+                child.kill()?;
+                child.wait()?;
+                break None;
+            }
+        }
+    };
+    let [stdout, stderr] = [readers.0, readers.1].map(|reader| reader.join().unwrap_or_default());
+    Ok(status.map(|status| Output { status, stdout, stderr }))
 }
 
-fn text(from: Option<impl Read>) -> String {
-    let mut bytes = Vec::new();
-    let _as_far_as_it_goes = from.map(|from| from.take(1 << 20).read_to_end(&mut bytes));
-    String::from_utf8_lossy(&bytes).into_owned()
+/// Reads to the end, so that who writes never waits; keeps the first of it.
+fn reader(from: Option<impl Read + Send + 'static>) -> JoinHandle<Vec<u8>> {
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        if let Some(mut from) = from {
+            let _as_far_as_it_goes = from.by_ref().take(READ_MAX).read_to_end(&mut bytes);
+            let _rest = std::io::copy(&mut from, &mut std::io::sink());
+        }
+        bytes
+    })
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
 }
 
 fn judge(status: ExitStatus, report: &str, said: &str) -> Verdict {
     let Some(report) = report.lines().last().and_then(|line| serde_json::from_str::<Report>(line).ok()) else {
-        let last: String = said.trim().chars().rev().take(SAID_MAX).collect::<Vec<_>>().into_iter().rev().collect();
+        let mut errors = said.lines().filter(|line| level(line) == Level::Error);
+        let last = errors.next_back().or(said.lines().next_back()).map(said_in).unwrap_or_default();
+        let last: String = last.chars().take(TOLD_MAX).collect();
         return Verdict::Untried(format!("trying it ended with {}: {last}", children::supervisor::ended(status)));
     };
     let step = format!("the widest step, {0}x{0} with {1} images at once,", report.resolution, report.samples);
     let gigabytes = |bytes: u64| format!("{:.1} GB", bytes as f64 / 1e9);
-    match (report.lacking, report.before, report.after) {
-        (None, _, Some(after)) => Verdict::Fits(format!(
-            "{step} fits: it takes {} of the device's {}",
-            gigabytes(after.taken),
-            gigabytes(after.total)
-        )),
-        (None, ..) => Verdict::Fits(format!("{step} fits into this machine's memory")),
-        (Some(lacking), Some(before), _) if (before.free as f64) < FREE * before.total as f64 => {
-            Verdict::Untried(format!(
-                "{step} does not fit beside what others hold of the device, {} of {}: {lacking}",
-                gigabytes(before.total - before.free),
-                gigabytes(before.total)
-            ))
-        }
-        (Some(lacking), before, _) => {
-            let place =
-                before.map_or("this machine's memory".to_owned(), |at| format!("the device's {}", gigabytes(at.total)));
-            Verdict::TooLarge(format!(
-                "{step} does not fit into {place}: {lacking}. Make it smaller: train.max_per_worker.{} below {}, train.save_memory = true \
-                 or train.precision = \"bf16\" where the family can, or more workers. (cluster.rehearse = \"never\" starts without trying.)",
-                report.resolution, report.samples
-            ))
-        }
+    let part = |memory: &DeviceMemory, of: u64| of as f64 / memory.total.max(1) as f64;
+    let Some(lacking) = report.lacking else {
+        return match report.after {
+            None => Verdict::Fits(format!("{step} fits into this machine's memory")),
+            Some(after) => {
+                let fits =
+                    format!("{step} fits: it takes {} of the GPU's {}", gigabytes(after.most), gigabytes(after.total));
+                match part(&after, after.most) > 1.0 - SMALL {
+                    true => Verdict::Tight(format!("{fits}, and what sums and scores need comes on top")),
+                    false => Verdict::Fits(fits),
+                }
+            }
+        };
+    };
+    let others = [&report.before, &report.after].into_iter().flatten().map(|memory| (memory.others(), memory));
+    if let Some((others, memory)) = others.max_by_key(|(others, _)| *others)
+        && (part(memory, others) > SMALL || !lacking.contains(LACKING_ON_GPU))
+    {
+        let total = gigabytes(memory.total);
+        return Verdict::Untried(format!(
+            "{step} does not fit beside what others hold of the GPU, {} of {total}: {lacking}",
+            gigabytes(others)
+        ));
     }
+    let place =
+        report.before.map_or("this machine's memory".to_owned(), |at| format!("the GPU's {}", gigabytes(at.total)));
+    let remedies = report.remedies.join(", or ");
+    Verdict::TooLarge(format!(
+        "{step} does not fit into {place}: {lacking}. What makes it smaller: {remedies}. (cluster.rehearse = \"never\" begins without \
+         trying.)"
+    ))
 }
 
-/// `worker rehearse`: takes the widest step of the configuration on standard input, and reports on standard output.
+/// `worker rehearse`: takes the widest step of the configuration on standard input, as the first of `workers`, and reports on standard
+/// output. Ends with the process `of`, if one is named.
 ///
 /// # Errors
 /// The configuration makes no sense, or the step fails for anything but memory.
-pub fn from_stdin(device: Device) -> Result<(), Failure> {
+pub fn from_stdin(workers: Option<u32>, of: Option<i32>, device: Device) -> Result<(), Failure> {
+    if let Some(worker) = of {
+        // without the worker that began it it has no business, and where memory is short it is the one to go
+        let _or_later = set_pdeathsig(Signal::SIGKILL);
+        let _or_as_it_comes = std::fs::write("/proc/self/oom_score_adj", "1000");
+        if getppid().as_raw() != worker {
+            return Err(Failure::Usage(format!("worker process {worker} is gone")));
+        }
+    }
     let config = prepare::config_from_stdin()?;
-    let plan = plan(&config, config.cluster.workers);
+    let workers = workers.unwrap_or(config.cluster.workers);
+    tch::set_num_threads(if device.is_cuda() { 1 } else { environment::threads(&config, &[], 0) as i32 });
+    println!("{}", widest_step(&config, workers.max(1), device)?);
+    Ok(())
+}
+
+/// Takes the widest step of a run of `config` here, as the first of `workers`: what came of it, as JSON.
+///
+/// # Errors
+/// The step fails for anything but memory.
+pub fn widest_step(config: &RunConfig, workers: u32, device: Device) -> Result<String, Failure> {
+    let plan = plan(config, workers);
     let Some(widest) = widest(&plan) else {
         return Err(Failure::Usage("a run of no length has no widest step".to_owned()));
     };
     let before = memory(device)?;
-    let taken = catch_unwind(AssertUnwindSafe(|| rehearse(&config, widest, device)));
-    let lacking = match taken {
-        Ok(Ok(())) => None,
+    let lacking = match catch_unwind(AssertUnwindSafe(|| rehearse(config, widest, workers, device))) {
+        Ok(Ok(_)) => None,
         Ok(Err(error)) if lacks(&error.to_string()) => Some(error.to_string()),
         Ok(Err(error)) => return Err(error.into()),
         Err(panic) => match message(panic.as_ref()) {
@@ -216,10 +270,15 @@ pub fn from_stdin(device: Device) -> Result<(), Failure> {
             _ => std::panic::resume_unwind(panic),
         },
     };
-    let after = if lacking.is_none() { memory(device)? } else { None };
-    let report = Report { resolution: widest.resolution, samples: at_once(&config, widest), before, after, lacking };
-    println!("{}", serde_json::to_string(&report).map_err(|error| Failure::Usage(error.to_string()))?);
-    Ok(())
+    let report = Report {
+        resolution: widest.resolution,
+        samples: at_once(config, widest),
+        before,
+        after: memory(device)?,
+        remedies: if lacking.is_some() { remedies(config, widest) } else { Vec::new() },
+        lacking,
+    };
+    serde_json::to_string(&report).map_err(|error| Failure::Usage(error.to_string()))
 }
 
 /// The phase in which a worker needs most; of two alike, the one that blends two resolutions.
@@ -235,6 +294,24 @@ fn at_once(config: &RunConfig, widest: &Phase) -> u32 {
     }
 }
 
+/// What this run could do about it.
+fn remedies(config: &RunConfig, widest: &Phase) -> Vec<String> {
+    let (samples, train) = (at_once(config, widest), &config.train);
+    let translates = matches!(config.model, Model::CycleGan(_) | Model::Pix2Pix(_));
+    let mut list = Vec::new();
+    if samples > config.model.group() {
+        list.push(format!("train.max_per_worker.{} below {samples}", widest.resolution));
+    }
+    if matches!(config.model, Model::CycleGan(_)) && !train.save_memory {
+        list.push("train.save_memory = true".to_owned());
+    }
+    if translates && train.precision != Precision::Bf16 {
+        list.push("train.precision = \"bf16\"".to_owned());
+    }
+    list.push("narrower networks or a lower model.resolution".to_owned());
+    list
+}
+
 fn memory(device: Device) -> Result<Option<DeviceMemory>, Failure> {
     // the first tensor opens the device
     let _one = Tensor::zeros([1], (Kind::Float, device));
@@ -244,7 +321,7 @@ fn memory(device: Device) -> Result<Option<DeviceMemory>, Failure> {
 /// Whether libtorch says that memory is lacking.
 #[must_use]
 pub fn lacks(message: &str) -> bool {
-    LACKING.iter().any(|lacking| message.contains(lacking))
+    [LACKING_ON_GPU, LACKING_ON_HOST].iter().any(|lacking| message.contains(lacking))
 }
 
 /// What a panic was about; of an error of libtorch's, its own first line.
@@ -255,24 +332,96 @@ fn message(panic: &(dyn Any + Send)) -> Option<String> {
     Some(text.split(['\n', '\\']).next().unwrap_or_default().trim_end_matches("\")").to_owned())
 }
 
-/// Two rounds: in the first what optimizers remember is made, in the second all of it is there.
-fn rehearse(config: &RunConfig, widest: &Phase, device: Device) -> Result<(), StepError> {
+/// Two rounds, as the first of `workers`: in the first the buffers of gradients are laid, in the second all that stays is there. Where
+/// that was.
+fn rehearse(config: &RunConfig, widest: &Phase, workers: u32, device: Device) -> Result<Trainer, StepError> {
     native::allow_tf32(config.train.precision == Precision::Tf32)?;
-    let mut config = config.clone();
-    // one worker's share, as the whole of a run
-    config.train.minibatch.insert(widest.resolution, at_once(&config, widest));
-    let model = models::build(&config, Kind::Float, device);
-    let phases: u32 = model.phases().iter().map(|phase| phase.repeats).sum();
-    let mut trainer = Trainer::new(config, model, Communicator::new(Box::new(Solo::new(0))), device);
+    let model = models::build(config, Kind::Float, device);
+    let steps: u32 = model.phases().iter().map(|phase| phase.repeats).sum();
+    let sums = device.is_cuda().then(|| Box::new(Alone) as Box<dyn DeviceSums>);
+    let first = FirstOf { workers, alone: Solo::new(0) };
+    let communicator = Communicator::of(Ranks::new(Box::new(first), sums, PATIENCE));
+    let mut trainer = Trainer::new(config.clone(), model, communicator, device);
     let position = Position { images: widest.from_images, cycle_images: widest.from_images, round: 0, step: 0 };
     trainer.restore(position, 0, None, 0);
-    for _ in 0..2 * phases {
+    for _ in 0..2 * steps {
         let next = trainer.upcoming(1).remove(0);
         let side = i64::from(next.stage.level.resolution);
         let domain = || Tensor::randint(256, [next.samples.len() as i64, 3, side, side], (Kind::Uint8, Device::Cpu));
-        trainer.step(&[domain(), domain()], Flags::default())?;
+        // families of one domain pass over the second
+        let real = if next.reads_images { vec![domain(), domain()] } else { Vec::new() };
+        trainer.step(&real, Flags::default())?;
     }
-    Ok(())
+    Ok(trainer)
+}
+
+/// Rank 0 of a world of which nobody else is there: all that the others would add is nothing.
+struct FirstOf {
+    workers: u32,
+    alone: Solo,
+}
+
+impl Collective for FirstOf {
+    fn rank(&self) -> u32 {
+        0
+    }
+
+    fn world(&self) -> u32 {
+        self.workers
+    }
+
+    fn generation(&self) -> u64 {
+        self.alone.generation()
+    }
+
+    fn set_deadline(&mut self, deadline: Duration) {
+        self.alone.set_deadline(deadline);
+    }
+
+    fn all_reduce_sum_f32(&mut self, numbers: &mut [f32]) -> Result<(), CollectiveError> {
+        self.alone.all_reduce_sum_f32(numbers)
+    }
+
+    fn all_reduce_sum_bf16(&mut self, numbers: &mut [bf16]) -> Result<(), CollectiveError> {
+        self.alone.all_reduce_sum_bf16(numbers)
+    }
+
+    fn all_reduce_sum_f64(&mut self, numbers: &mut [f64]) -> Result<(), CollectiveError> {
+        self.alone.all_reduce_sum_f64(numbers)
+    }
+
+    fn all_gather_bytes(&mut self, mine: &[u8]) -> Result<Vec<Vec<u8>>, CollectiveError> {
+        Ok(vec![mine.to_vec(); self.workers as usize])
+    }
+
+    fn broadcast(&mut self, part: Part<'_, '_>, root: u32, to: &[u32]) -> Result<(), CollectiveError> {
+        self.alone.broadcast(part, root, to)
+    }
+
+    fn barrier(&mut self) -> Result<(), CollectiveError> {
+        self.alone.barrier()
+    }
+
+    fn echo(&mut self, bytes: usize) -> Result<Vec<Duration>, CollectiveError> {
+        self.alone.echo(bytes)
+    }
+
+    fn tree_sum_f32(&mut self, _mine: &TreeSum, out: &mut [f32]) -> Result<(), CollectiveError> {
+        out.fill(0.0);
+        Ok(())
+    }
+
+    fn check(&mut self) -> Result<(), CollectiveError> {
+        self.alone.check()
+    }
+
+    fn aborter(&self) -> Aborter {
+        self.alone.aborter()
+    }
+
+    fn traffic(&self) -> Traffic {
+        self.alone.traffic()
+    }
 }
 
 #[cfg(test)]
@@ -280,57 +429,61 @@ mod tests {
     use super::*;
     use std::os::unix::process::ExitStatusExt;
 
-    fn judged(before: Option<(u64, u64)>, lacking: Option<&str>) -> Verdict {
-        let memory = |(free, total)| DeviceMemory { free, total, taken: 3_000_000_000 };
-        let (before, lacking) = (before.map(memory), lacking.map(str::to_owned));
-        let report = Report { resolution: 1024, samples: 3, before, after: before, lacking };
+    const GB: u64 = 1_000_000_000;
+
+    fn judged(before: Option<(u64, u64)>, after: Option<(u64, u64)>, lacking: Option<&str>) -> Verdict {
+        let memory = |(free, held)| DeviceMemory { free, total: 80 * GB, held, most: held };
+        let (before, after, lacking) = (before.map(memory), after.map(memory), lacking.map(str::to_owned));
+        let remedies = vec!["this".to_owned(), "that".to_owned()];
+        let report = Report { resolution: 1024, samples: 3, before, after, lacking, remedies };
         judge(ExitStatus::from_raw(0), &serde_json::to_string(&report).unwrap(), "")
     }
 
     #[test]
-    fn only_a_device_that_was_free_says_that_a_step_never_fits() {
-        let gb = 1_000_000_000;
-        let Verdict::Fits(how) = judged(Some((80 * gb, 80 * gb)), None) else { panic!("fits") };
-        assert_eq!(
-            how,
-            "the widest step, 1024x1024 with 3 images at once, fits: it takes 3.0 GB of the device's 80.0 GB"
-        );
-        assert!(matches!(judged(None, None), Verdict::Fits(_)));
-        let Verdict::TooLarge(why) = judged(Some((79 * gb, 80 * gb)), Some("CUDA out of memory.")) else {
+    fn what_fits_is_told_with_what_is_left() {
+        let Verdict::Fits(how) = judged(Some((79 * GB, 0)), Some((76 * GB, 3 * GB)), None) else { panic!("fits") };
+        assert_eq!(how, "the widest step, 1024x1024 with 3 images at once, fits: it takes 3.0 GB of the GPU's 80.0 GB");
+        assert!(matches!(judged(Some((79 * GB, 0)), Some((0, 79 * GB)), None), Verdict::Tight(_)));
+        assert!(matches!(judged(None, None, None), Verdict::Fits(_)));
+    }
+
+    #[test]
+    fn only_a_device_that_nobody_else_uses_says_that_a_step_never_fits() {
+        let lacking = Some("CUDA out of memory.");
+        let Verdict::TooLarge(why) = judged(Some((79 * GB, 0)), Some((10 * GB, 69 * GB)), lacking) else {
             panic!("free")
         };
-        assert!(
-            why.contains("80.0 GB: CUDA out of memory.") && why.contains("train.max_per_worker.1024 below 3"),
-            "{why}"
-        );
-        assert!(matches!(judged(None, Some("can't allocate memory")), Verdict::TooLarge(_)));
-        let Verdict::Untried(why) = judged(Some((50 * gb, 80 * gb)), Some("CUDA out of memory.")) else {
+        assert!(why.contains("80.0 GB: CUDA out of memory.") && why.contains("smaller: this, or that."), "{why}");
+        let Verdict::Untried(why) = judged(Some((50 * GB, 0)), Some((10 * GB, 69 * GB)), lacking) else {
             panic!("held")
         };
         assert!(why.contains("30.0 GB of 80.0 GB"), "{why}");
+        // somebody came meanwhile
+        assert!(matches!(judged(Some((79 * GB, 0)), Some((0, 40 * GB)), lacking), Verdict::Untried(_)));
+        // it was the host's memory
+        assert!(matches!(
+            judged(Some((79 * GB, 0)), Some((79 * GB, 0)), Some("can't allocate memory")),
+            Verdict::Untried(_)
+        ));
+        assert!(matches!(judged(None, None, Some("can't allocate memory")), Verdict::TooLarge(_)));
     }
 
     #[test]
     fn a_process_that_ends_without_a_word_says_nothing_about_the_step() {
+        let said = "2026-01-01T00:00:00Z ERROR the disk is on fire\nnote: a backtrace\n   1: frame\n";
         for (status, how) in [(9, "SIGKILL"), (101 << 8, "exit code 101")] {
-            let Verdict::Untried(why) =
-                judge(ExitStatus::from_raw(status), "half a li", "thread panicked\nlast words\n")
-            else {
-                panic!("{how}")
-            };
-            assert!(why.contains(how) && why.ends_with("last words"), "{why}");
+            let verdict = judge(ExitStatus::from_raw(status), "half a li", said);
+            let Verdict::Untried(why) = verdict else { panic!("{how}") };
+            assert!(why.contains(how) && why.ends_with("the disk is on fire"), "{why}");
         }
         assert!(matches!(judge(ExitStatus::from_raw(0), "", ""), Verdict::Untried(_)));
     }
 
     #[test]
     fn of_a_panic_libtorch_s_own_line_is_told() {
-        let panic: Box<dyn Any + Send> = Box::new(format!(
-            "called `Result::unwrap()` on an `Err` value: {:?}",
-            tch::TchError::Torch(
-                "CUDA out of memory. Tried to allocate 2.00 GiB.\nException raised from malloc".to_owned()
-            )
-        ));
+        let error = "CUDA out of memory. Tried to allocate 2.00 GiB.\nException raised from malloc".to_owned();
+        let unwrapped = format!("called `Result::unwrap()` on an `Err` value: {:?}", tch::TchError::Torch(error));
+        let panic: Box<dyn Any + Send> = Box::new(unwrapped);
         let message = message(panic.as_ref()).unwrap();
         assert_eq!(message, "CUDA out of memory. Tried to allocate 2.00 GiB.");
         assert!(lacks(&message) && !lacks("CUDA error: an illegal memory access"));
@@ -340,11 +493,35 @@ mod tests {
     /// What is tried is what a worker of the run will do: its share, where the plan says that it is widest.
     #[test]
     fn a_worker_s_share_is_taken_at_the_widest_place() {
+        for determinism in ["fast", "bitwise"] {
+            let config = crate::trainer::tests::config(determinism, "max_per_worker = 4");
+            let plan = plan(&config, 2);
+            let widest = widest(&plan).unwrap();
+            assert_eq!((widest.resolution, widest.at_once, at_once(&config, widest)), (16, 4, 4));
+            let mut trainer = rehearse(&config, widest, 2, Device::Cpu).unwrap();
+            let stage = *trainer.stage();
+            assert!(stage.level.resolution == 16 && stage.level.fading() && widest.fading);
+            assert_eq!((stage.minibatch, trainer.communicator().world(), trainer.share()), (8, 2, 1), "groups of 4");
+            assert!(trainer.mark().steps >= 4);
+        }
+    }
+
+    #[test]
+    fn a_run_that_differs_is_tried_again() {
+        let config = crate::trainer::tests::config("fast", "");
+        let known = |config: &RunConfig, workers, device| remembered_at(config, workers, device).unwrap();
+        let here = known(&config, 2, Device::Cpu);
+        assert_eq!(here, known(&config, 2, Device::Cpu));
+        let other = crate::trainer::tests::config("fast", "max_per_worker = 4");
+        let others =
+            [known(&config, 3, Device::Cpu), known(&config, 2, Device::Cuda(0)), known(&other, 2, Device::Cpu)];
+        assert!(others.iter().all(|other| *other != here));
+    }
+
+    #[test]
+    fn only_what_can_be_done_is_advised() {
         let config = crate::trainer::tests::config("fast", "max_per_worker = 4");
         let plan = plan(&config, 2);
-        let widest = widest(&plan).unwrap();
-        assert_eq!((widest.resolution, widest.at_once), (16, 4));
-        assert!(widest.fading);
-        rehearse(&config, widest, Device::Cpu).unwrap();
+        assert_eq!(remedies(&config, widest(&plan).unwrap()), ["narrower networks or a lower model.resolution"]);
     }
 }

@@ -98,7 +98,6 @@ impl Check<'_> {
             skips: self.need("model.skips", raw.skips, false),
             average: self.need("model.average", raw.average, false),
             augment: self.need("model.augment", raw.augment, 0.0),
-            r1: self.need("model.r1", raw.r1, 0.0),
         }
     }
 

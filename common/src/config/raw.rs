@@ -154,9 +154,6 @@ pub struct RawCycleGan {
     /// they are.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub augment: Option<f64>,
-    /// Weight of a penalty on how steep the discriminators are on real images.
-    #[schemars(range(min = 0.0, max = 1e6))]
-    pub r1: Option<f64>,
 }
 
 /// Keys of `family = "pix2pix"`.
@@ -332,7 +329,7 @@ pub struct RawCluster {
     pub max_workers: Option<CountOrAuto>,
     /// What to do while fewer workers are there than are wanted.
     pub on_loss: Option<OnLoss>,
-    /// Where workers try the widest step of the run before they join.
+    /// Where workers try the widest step of the run before they ask for a place.
     pub rehearse: Option<Rehearse>,
     /// Failures in a row without progress in between, before the run goes back to a checkpoint; after as many again it ends.
     #[schemars(range(min = 1, max = 1000))]

@@ -182,7 +182,6 @@ fn cyclegan(model: &cyclegan::Architecture) -> RawCycleGan {
         skips: Some(model.skips),
         average: Some(model.average),
         augment: Some(model.augment),
-        r1: Some(model.r1),
     }
 }
 

@@ -337,6 +337,17 @@ pub enum ReducePrecision {
     Bf16,
 }
 
+impl ReducePrecision {
+    /// Bytes of a number on its way.
+    #[must_use]
+    pub const fn bytes(self) -> usize {
+        match self {
+            Self::Fp32 => 4,
+            Self::Bf16 => 2,
+        }
+    }
+}
+
 /// How far results may depend on the number of workers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -418,7 +429,7 @@ pub struct Cluster {
     /// What to do while fewer workers are there than are wanted.
     #[serde(default)]
     pub on_loss: OnLoss,
-    /// Where workers try the widest step before they join.
+    /// Where workers try the widest step before they ask for a place.
     #[serde(default)]
     pub rehearse: Rehearse,
     /// Failures in a row without progress in between, before the run goes back to a checkpoint; after as many again it ends.
@@ -438,7 +449,7 @@ fn three() -> u32 {
     3
 }
 
-/// Where workers try the widest step of a run before they join.
+/// Where workers try the widest step of a run before they ask for a place.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Rehearse {

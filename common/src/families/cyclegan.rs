@@ -62,9 +62,6 @@ pub struct Architecture {
     /// Chance with which an image is moved, and with which it is resized, before a discriminator sees it.
     #[serde(default)]
     pub augment: f64,
-    /// Weight of a penalty on how steep the discriminators are on real images (R1, Mescheder et al. 2018); 0 is none.
-    #[serde(default)]
-    pub r1: f64,
 }
 
 /// What a generator of the authors has, and one of which nothing is said.
@@ -231,7 +228,6 @@ mod tests {
             skips: false,
             average: false,
             augment: 0.0,
-            r1: 0.0,
         }
     }
 

@@ -206,7 +206,7 @@ impl Round {
             expected: self.expected,
             patience,
             invitation: &self.invitation,
-            gradients: config.map(|config| config.model.parameters() * size_of::<f32>() as u64),
+            gradients: config.map(|config| config.model.parameters() * config.train.reduce_precision.bytes() as u64),
         };
         // hosts come while this one is looked at; they are measured when it has no more to do
         hosts::examine((self.listener, door), self.token, &terms, look(args)).await

@@ -64,7 +64,10 @@ impl Driver<'_> {
             Action::Welcome { session, .. } => {
                 let config = self.plan.config.clone();
                 let epoch = self.plan.facts.epoch;
-                self.send(session, to_worker::Body::Welcome(rpc::Welcome { config, epoch }));
+                self.send(
+                    session,
+                    to_worker::Body::Welcome(rpc::Welcome { config, epoch, workers: self.cluster.wanted() }),
+                );
             }
             Action::Assign { worker, session, assignment } => self.assign(&worker, session, &assignment),
             Action::Abort { session, generation, reason, .. } => {

@@ -2,11 +2,13 @@
 //! process left, nothing begun. Damaged checkpoints are in [`crate::damage`].
 
 use crate::finished::finished;
+use nix::sys::signal::Signal;
 use std::process::Command;
 use std::time::Duration;
 use tests::experiment::Experiment;
 use tests::images;
 use tests::machine::{Answer, Machine};
+use tests::{PATIENCE, processes, until};
 
 /// Refused: the exit code, and texts that the message must have.
 pub fn assert_refused(machine: &Machine, what: &str, answer: &Answer, code: i32, says: &[&str]) {
@@ -53,36 +55,54 @@ fn a_system_that_gives_too_little() {
     assert_refused(&machine, "few files, two workers", &answer, 3, &["100 files", "ulimit -n"]);
 }
 
-/// The widest step is tried before a worker joins, and a machine that has seen it fit does not try it again.
+/// A run whose workers try its widest step: so many images, of which so many at once.
+fn rehearsing(minibatch: i64, at_once: i64) -> Experiment {
+    let family = Experiment::sngan().with("train.determinism", "fast").with("model.width", 64);
+    let widths = family.with("train.minibatch", minibatch).with("train.max_per_worker", at_once);
+    widths.with("cluster.rehearse", "always").with("train.total_kimg", 0.0625)
+}
+
+/// The widest step is tried before a worker asks for a place, and a machine that has seen it fit does not try it again.
 #[test]
 fn memory_that_is_too_small_for_the_widest_step() {
     let machine = Machine::new();
     let launch = machine.command(&["launch", "toy.toml", "--plain", "--workers", "1"]);
-    let wide = |minibatch: i64| {
-        let experiment = Experiment::sngan()
-            .with("train.determinism", "fast")
-            .with("model.width", 128)
-            .with("train.minibatch", minibatch)
-            .with("train.max_per_worker", minibatch);
-        machine.experiment(&experiment.with("cluster.rehearse", "always").with("train.total_kimg", 0.0625));
-    };
-    wide(65_536);
-    let answer = within(&machine, "-v 3000000", &launch);
+    machine.experiment(&rehearsing(65_536, 65_536));
+    let answer = within(&machine, "-v 2000000", &launch);
     let says = ["16x16 with 65536 images at once", "does not fit", "can't allocate memory", "train.max_per_worker.16"];
     assert_refused(&machine, "little memory, many images", &answer, 3, &says);
     assert_eq!(machine.newest_images(), None);
     let remembered = || std::fs::read_dir(machine.path("home/.cache/ganfleet/rehearsed")).map_or(0, Iterator::count);
     assert_eq!(remembered(), 0);
 
-    wide(16);
-    let answer = within(&machine, "-v 3000000", &launch);
-    assert_eq!(answer.code, 0, "{}", answer.text());
-    assert_eq!(remembered(), 1);
-    std::fs::remove_dir_all(machine.path("runs")).unwrap();
-    let answer = within(&machine, "-v 3000000", &launch);
-    assert_eq!(answer.code, 0, "{}", answer.text());
-    let log = std::fs::read_to_string(machine.run().join("log.txt")).unwrap();
-    assert!(!log.contains("the widest step"), "{log}");
+    machine.experiment(&rehearsing(16, 16));
+    for again in [false, true] {
+        let answer = within(&machine, "-v 2000000", &launch);
+        assert_eq!(answer.code, 0, "{}", answer.text());
+        assert_eq!(remembered(), 1);
+        let log = std::fs::read_to_string(machine.run().join("log.txt")).unwrap();
+        assert_eq!(log.contains("the widest step, 16x16 with 16 images at once, fits"), !again, "{log}");
+        std::fs::remove_dir_all(machine.path("runs")).unwrap();
+    }
+}
+
+/// Of many passes, so that it takes a while.
+#[test]
+fn a_widest_step_ends_with_its_worker() {
+    let machine = Machine::new();
+    machine.experiment(&rehearsing(65_536, 16));
+    let run = machine.launch(&["--workers", "1"]);
+    let trying = || machine.processes().into_iter().find(|process| process.command.contains("worker rehearse"));
+    let step = until(PATIENCE, "a widest step", trying);
+    let environment = std::fs::read_to_string(format!("/proc/{}/environ", step.pid)).unwrap();
+    assert!(!environment.contains("GANFLEET_TOKEN=") && !environment.contains("GANFLEET_WORKER_ID="), "{environment}");
+    processes::signal(machine.workers()[0], Signal::SIGKILL);
+    let gone = || (!machine.processes().contains(&step)).then_some(());
+    until(Duration::from_secs(5), "the end of the step", gone);
+    run.interrupt();
+    run.interrupt();
+    drop(run);
+    machine.assert_nothing_runs(PATIENCE);
 }
 
 /// Launches the tiny run with an experiment file of this text.

@@ -38,6 +38,8 @@ fn its_rehearsal_measures_what_it_says() {
         let [double, single] = ["Double", "Float"].map(|kind| apart[format!("{family} {kind}")].as_f64().unwrap());
         assert!(double == 0.0 && single > 0.0 && single < 2e-3, "{family}: {apart}");
     }
+    let widest = &report["checks"]["measured"]["widest_step"];
+    assert!(widest["resolution"] == 32 && widest["lacking"].is_null(), "{widest}");
     let cases: Vec<String> = (report["iterations"].as_array().unwrap().iter())
         .map(|case| {
             let ours = &case["runs"]["ours"][0];

@@ -232,6 +232,6 @@ mod tests {
         assert!(why(rpc::Assign { rank: 1, ..assign.clone() }).contains("rank 1 of 1"));
         assert!(why(rpc::Assign { roster: vec![0xff].into(), ..assign.clone() }).contains("the roster"));
         assert!(why(rpc::Assign { secret: vec![0; 31], ..assign.clone() }).contains("31 bytes"));
-        assert!(config(&rpc::Welcome { config: "{}".into(), epoch: 1 }).is_err());
+        assert!(config(&rpc::Welcome { config: "{}".into(), epoch: 1, workers: 1 }).is_err());
     }
 }

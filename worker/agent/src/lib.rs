@@ -25,7 +25,7 @@ use common::exit::Exit;
 use common::ids::{Generation, ImagesSeen};
 use rpc::from_worker::Body;
 use shared::Shared;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 use tokio::sync::mpsc::error::TrySendError;
@@ -213,6 +213,12 @@ impl Agent {
     #[must_use]
     pub fn commands(&self) -> Commands {
         self.shared.take_commands()
+    }
+
+    /// Workers that the coordinator wanted when it last welcomed this one; at least one.
+    #[must_use]
+    pub fn wanted(&self) -> u32 {
+        self.shared.wanted.load(Ordering::Relaxed).max(1)
     }
 
     /// Why the coordinator wants a stop, once [`Commands::stop`] is set.

@@ -12,6 +12,7 @@ use rpc::control_client::ControlClient;
 use rpc::from_worker::Body;
 use rpc::{FromWorker, ToWorker, to_worker};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until, timeout};
@@ -213,7 +214,10 @@ fn obey(link: &mut Link, message: ToWorker) -> Option<End> {
             hear(link, Word::Stop { generation, reason: stop.reason });
         }
         to_worker::Body::Welcome(welcome) => match join::config(&welcome) {
-            Ok(config) => link.welcome(config),
+            Ok(config) => {
+                link.shared.wanted.store(welcome.workers, Ordering::Relaxed);
+                link.welcome(config);
+            }
             Err(error) => return Some(End::Wrong(error)),
         },
         to_worker::Body::Assign(assign) => match Assignment::try_from(assign) {

@@ -39,6 +39,8 @@ pub(crate) struct Shared {
     way_seconds: AtomicU64,
     share: AtomicU32,
     line: AtomicU64,
+    /// Workers that the coordinator wants, when it last said so.
+    pub(crate) wanted: AtomicU32,
     waiting: Arc<AtomicBool>,
     /// Whether there is a command: the usual answer is no, and then one read is all.
     commanded: AtomicBool,

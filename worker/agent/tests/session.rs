@@ -102,7 +102,7 @@ fn welcome(patience: Duration, orphan_patience: Duration) -> to_worker::Body {
     let mut config: serde_json::Value = serde_json::from_str(include_str!("run.json")).unwrap();
     config["cluster"]["patience_s"] = patience.as_secs_f64().into();
     config["cluster"]["orphan_patience_s"] = orphan_patience.as_secs_f64().into();
-    to_worker::Body::Welcome(rpc::Welcome { config: config.to_string(), epoch: 0 })
+    to_worker::Body::Welcome(rpc::Welcome { config: config.to_string(), epoch: 0, workers: 3 })
 }
 
 fn assign(generation: u64) -> to_worker::Body {
@@ -148,7 +148,7 @@ fn joined(patience: Duration, orphan_patience: Duration) -> (Coordinator, Stream
     assert_eq!(join.pid, std::process::id());
     coordinator.say(&stream, welcome(patience, orphan_patience));
     let (agent, config) = worker.join().unwrap().unwrap();
-    assert_eq!(config.cluster.orphan_patience_s, orphan_patience.as_secs_f64());
+    assert_eq!((config.cluster.orphan_patience_s, agent.wanted()), (orphan_patience.as_secs_f64(), 3));
     let worker = waiting(agent, false, "");
     coordinator.hear_until(&mut stream, |body| ready(body).then_some(()));
     coordinator.say(&stream, assign(3));

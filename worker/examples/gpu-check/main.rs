@@ -6,14 +6,14 @@
 //!
 //! 1. Gradients of every family beside those on the CPU.
 //! 2. How long training stands still for a checkpoint.
-//! 3. What the GPU says of its memory, and how libtorch says that there is not enough.
+//! 3. What the GPU says of its memory, how libtorch says that there is not enough, and a widest step.
 //! 4. The contract of collectives, kept by NCCL with as many ranks as there are GPUs, each rank a thread.
 //! 5. The life of a group of one: met, summed, aborted, met again, each timed.
 //! 6. A sum waits for what was queued before it, and what is queued after it waits for the sum.
 //! 7. Two processes sum, and one of them is killed in the midst of it.
 //!
 //! The last line is a JSON object with what was measured. It refuses to take a mock for NCCL: without a GPU it says "skipped" and has shown
-//! nothing. `--rehearse` does the first two on the CPU, to see that the check itself works; it shows nothing about GPUs.
+//! nothing. `--rehearse` does what it can on the CPU, to see that the check itself works; it shows nothing about GPUs.
 
 mod life;
 mod pair;
@@ -37,6 +37,10 @@ use worker::{environment, gpus, rehearse};
 
 /// Anything that ends a check; it is printed and nothing branches on it.
 type Failure = Box<dyn Error + Send + Sync>;
+
+/// A run that grows to where a step is widest.
+const WIDEST: &str = "[model]\nfamily = \"progan\"\nresolution = 32\nfmap_max = 16\n\
+     [train.growth]\nstable_kimg = 0.5\nfade_kimg = 0.5\n";
 
 /// Long enough for any machine; never waited for where things work.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -85,6 +89,15 @@ fn check(rehearsed: bool) -> Result<(), Failure> {
         report.insert("stall".to_owned(), found);
         Ok(())
     })?;
+    timed("a widest step", || {
+        let config = parity::config(WIDEST)?;
+        let found: Value = serde_json::from_str(&rehearse::widest_step(&config, 2, device)?)?;
+        if !found["lacking"].is_null() || found["after"].is_null() != rehearsed {
+            return Err(found.to_string().into());
+        }
+        report.insert("widest_step".to_owned(), found);
+        Ok(())
+    })?;
     if rehearsed {
         println!("skipped: what needs a GPU");
     } else {
@@ -126,7 +139,7 @@ fn memory(device: Device) -> Result<Value, Failure> {
     let taken = Tensor::zeros([64 << 20], (Kind::Uint8, device));
     let with = here()?;
     drop(taken);
-    if with.taken < 64 << 20 || with.free >= with.total {
+    if with.held < 64 << 20 || with.free >= with.total {
         return Err(format!("with 64 MiB taken it says {with:?}").into());
     }
     match Tensor::f_zeros([with.total as i64], (Kind::Uint8, device)) {

@@ -57,7 +57,7 @@ pub fn check(device: Device) -> Result<Vec<(String, f64)>, Failure> {
     Ok(found)
 }
 
-fn config(text: &str) -> Result<RunConfig, Failure> {
+pub fn config(text: &str) -> Result<RunConfig, Failure> {
     let text = format!(
         "name = \"parity\"\n{text}[data]\nsource = \"in memory\"\n[train]\ntotal_kimg = 4\n[train.minibatch]\ndefault = {SAMPLES}\n\
          [checkpoint]\nurl = \"memory://parity\"\n"

@@ -70,13 +70,16 @@ int gfn_stream_keep(c10::Stream* stream, at::Tensor* tensor) {
 
 void gfn_stream_free(c10::Stream* stream) { delete stream; }
 
-// What the device has free and in all, and the most that this process has taken of it for tensors, in bytes. All zero in host memory.
-int gfn_device_memory(int64_t index, uint64_t* free, uint64_t* total, uint64_t* taken) {
+// What a GPU has free and in all, and what libtorch holds of it for this process's tensors, now and at most, in bytes. An error where
+// there is no such GPU.
+int gfn_device_memory(int64_t index, uint64_t* free, uint64_t* total, uint64_t* held, uint64_t* most) {
   return guarded([&] {
     const auto at = static_cast<c10::DeviceIndex>(index);
     auto* const allocator = c10::getDeviceAllocator(c10::DeviceType::CUDA);
     std::tie(*free, *total) = allocator->getMemoryInfo(at);
-    *taken = static_cast<uint64_t>(allocator->getDeviceStats(at).reserved_bytes[0].peak);
+    const auto reserved = allocator->getDeviceStats(at).reserved_bytes[0];
+    *held = static_cast<uint64_t>(reserved.current);
+    *most = static_cast<uint64_t>(reserved.peak);
   });
 }
 

@@ -49,21 +49,35 @@ pub struct DeviceMemory {
     pub free: u64,
     /// All of it.
     pub total: u64,
-    /// The most that libtorch has taken of it for this process's tensors.
-    pub taken: u64,
+    /// What libtorch holds of it for this process's tensors.
+    pub held: u64,
+    /// The most that it has held.
+    pub most: u64,
 }
 
 impl DeviceMemory {
+    /// What is held by anybody else, and by this process's context.
+    #[must_use]
+    pub fn others(&self) -> u64 {
+        self.total.saturating_sub(self.free).saturating_sub(self.held)
+    }
+
     /// As it is now; `None` for the host's memory.
     ///
     /// # Errors
     /// When there is no such device.
     pub fn of(device: Device) -> Result<Option<Self>, NativeError> {
         let Device::Cuda(index) = device else { return Ok(None) };
-        let mut memory = Self { free: 0, total: 0, taken: 0 };
-        // SAFETY: the three numbers outlive the call.
+        let mut memory = Self { free: 0, total: 0, held: 0, most: 0 };
+        // SAFETY: the four numbers outlive the call.
         check("ask for a device's memory", unsafe {
-            sys::gfn_device_memory(index as i64, &mut memory.free, &mut memory.total, &mut memory.taken)
+            sys::gfn_device_memory(
+                index as i64,
+                &mut memory.free,
+                &mut memory.total,
+                &mut memory.held,
+                &mut memory.most,
+            )
         })?;
         Ok(Some(memory))
     }

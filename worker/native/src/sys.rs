@@ -57,5 +57,5 @@ unsafe extern "C" {
     pub fn gfn_stream_wait(stream: Handle, event: Handle) -> i32;
     pub fn gfn_stream_keep(stream: Handle, tensor: Handle) -> i32;
     pub fn gfn_stream_free(stream: Handle);
-    pub fn gfn_device_memory(index: i64, free: *mut u64, total: *mut u64, taken: *mut u64) -> i32;
+    pub fn gfn_device_memory(index: i64, free: *mut u64, total: *mut u64, held: *mut u64, most: *mut u64) -> i32;
 }

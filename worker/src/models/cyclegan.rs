@@ -143,10 +143,8 @@ impl CycleGan {
             generators: generators(&g),
             averaged: average.as_ref().map(generators),
             sparing,
-            judges: DOMAINS.map(|domain| {
-                Judge::new(&architecture.patches(), &d, &format!("d.{domain}"), architecture.gan_loss)
-                    .with_r1(architecture.r1)
-            }),
+            judges: DOMAINS
+                .map(|domain| Judge::new(&architecture.patches(), &d, &format!("d.{domain}"), architecture.gan_loss)),
             architecture,
             g,
             d,

@@ -19,8 +19,6 @@ const PENALTY: f64 = 10.0;
 pub struct Judge {
     layers: Vec<(Tensor, Option<Tensor>, Norm, Layer)>,
     loss: GanLoss,
-    /// Weight of the penalty on its slope at real images.
-    r1: f64,
 }
 
 impl Judge {
@@ -37,13 +35,7 @@ impl Judge {
             };
             (parameters.get(&format!("{name}.weight")).shallow_clone(), bias, norm, layer)
         };
-        Self { layers: of.layers().into_iter().map(layer).collect(), loss, r1: 0.0 }
-    }
-
-    /// The same, with this weight of a penalty on its slope at real images.
-    #[must_use]
-    pub fn with_r1(self, r1: f64) -> Self {
-        Self { r1, ..self }
+        Self { layers: of.layers().into_iter().map(layer).collect(), loss }
     }
 
     /// `[n, c, h, w] -> [n, 1, ., .]`.
@@ -75,20 +67,14 @@ impl Judge {
         })
     }
 
-    /// Half of what it is wrong about real images and about made ones, for each sample, with the penalties where there are any: of WGAN-GP,
-    /// and `r1 / 2 |grad mean D(real)|^2` (Mescheder et al., "Which Training Methods for GANs do actually Converge?", ICML 2018); and the
+    /// Half of what it is wrong about real images and about made ones, for each sample, with the penalty where there is one; and the
     /// scores of both. `number` tells apart several judges of one loss.
     pub fn errors(&self, real: &Tensor, made: &Tensor, number: usize, batch: &Batch, draw: &Draw) -> [Tensor; 3] {
-        let real = if self.r1 > 0.0 { real.detach().set_requires_grad(true) } else { real.shallow_clone() };
-        let scores = self.score(&Tensor::cat(&[&real, made], 0));
+        let scores = self.score(&Tensor::cat(&[real, made], 0));
         let (of_real, of_made) = (scores.narrow(0, 0, batch.len()), scores.narrow(0, batch.len(), batch.len()));
         let mut errors = (self.distance(&of_real, true) + self.distance(&of_made, false)) * 0.5;
         if self.loss == GanLoss::Wgangp {
-            errors += self.penalty(&real, made, number, batch, draw);
-        }
-        if self.r1 > 0.0 {
-            errors += slope(&each(&of_real), &real).flatten(1, -1).square().sum_dim_intlist(&[1i64][..], false, None)
-                * (self.r1 / 2.0);
+            errors += self.penalty(real, made, number, batch, draw);
         }
         [errors, each(&of_real.detach()), each(&of_made.detach())]
     }
@@ -103,12 +89,9 @@ impl Judge {
         let shares: Vec<f32> = batch.samples.clone().map(share).collect();
         let u = Tensor::from_slice(&shares).to_kind(draw.kind).to_device(draw.device).view([-1, 1, 1, 1]);
         let mix = (made + u * (real - made)).detach().set_requires_grad(true);
-        let norm = (slope(&self.score(&mix), &mix).flatten(1, -1) + 1e-16).norm_scalaropt_dim(2, &[1i64][..], false);
+        let scores = self.score(&mix);
+        let slope = Tensor::run_backward(&[scores.sum(scores.kind())], &[&mix], true, true);
+        let norm = (slope[0].flatten(1, -1) + 1e-16).norm_scalaropt_dim(2, &[1i64][..], false);
         (norm - 1.0).square() * PENALTY
     }
-}
-
-/// Gradient of the sum of `scores` by `images`, of which gradients can be taken once more.
-fn slope(scores: &Tensor, images: &Tensor) -> Tensor {
-    Tensor::run_backward(&[scores.sum(scores.kind())], &[images], true, true).remove(0)
 }

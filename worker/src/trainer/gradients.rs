@@ -254,9 +254,9 @@ impl Gradients {
         self.flat.narrow(0, 0, (samples * each) as i64).view([samples as i64, each as i64])
     }
 
-    /// Whether these are the slots of the parameters at `active`, with so much handed over.
-    pub fn fits(&self, active: &[usize], handed: (usize, usize)) -> bool {
-        self.active == active && self.handed == handed
+    /// Whether these are the slots of the parameters at `active`, with so much handed over, that travel in `reduce`.
+    pub fn fits(&self, active: &[usize], handed: (usize, usize), reduce: ReducePrecision) -> bool {
+        self.active == active && self.handed == handed && self.halved.is_some() == (reduce == ReducePrecision::Bf16)
     }
 
     /// Indices of the parameters, in the order of [`Gradients::views`].

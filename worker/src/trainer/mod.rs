@@ -16,7 +16,7 @@ use crate::models::{Batch, Draw, GanModel, Phase, Whole};
 use crate::optimizer::Optimizer;
 use collective::{CollectiveError, TreeSum, deal};
 use common::chaos::{Deed, Point};
-use common::config::resolved::{Determinism, Precision, RunConfig};
+use common::config::resolved::{Determinism, Precision, ReducePrecision, RunConfig};
 use common::ids::{Generation, ImagesSeen};
 use common::ledger::Mark;
 use common::schedule::{Position, Stage, StateVersion};
@@ -209,12 +209,12 @@ impl Trainer {
             self.model.parameters(module).require_gradients(wanted);
         }
         let handed = (self.stage.minibatch as usize, self.model.handed(&phase));
+        // alone, nothing travels
+        let reduce =
+            if self.communicator.world() > 1 { self.config.train.reduce_precision } else { ReducePrecision::Fp32 };
         let mut gradients = match self.gradients[index].take() {
-            Some(laid) if laid.fits(&active, handed) => laid,
-            _ => {
-                let reduce = self.config.train.reduce_precision;
-                Gradients::new(self.model.parameters(phase.module), active, handed, reduce, self.device)?
-            }
+            Some(laid) if laid.fits(&active, handed, reduce) => laid,
+            _ => Gradients::new(self.model.parameters(phase.module), active, handed, reduce, self.device)?,
         };
         let agreed = match self.config.train.determinism {
             Determinism::Fast => self.reduce_fast(&mut gradients, &phase, real, flags, deed)?,
@@ -413,12 +413,12 @@ impl Trainer {
         (0, self.model.phases()[0].clone())
     }
 
-    /// Bytes of all gradients of a network, on average.
+    /// Bytes of all gradients of a network as they travel, on average.
     #[must_use]
     pub fn gradient_bytes(&self) -> usize {
         let modules = self.model.modules();
         let numbers = |module: &&str| self.model.parameters(module).tensors().iter().map(Tensor::numel).sum::<usize>();
-        modules.iter().map(numbers).sum::<usize>() * size_of::<f32>() / modules.len().max(1)
+        modules.iter().map(numbers).sum::<usize>() * self.config.train.reduce_precision.bytes() / modules.len().max(1)
     }
 
     /// Statistical groups of the minibatch that this rank holds.

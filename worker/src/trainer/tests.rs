@@ -276,7 +276,12 @@ fn ranks_stay_equal_in_fast_mode_too() {
     let runs =
         [progan(2, ""), progan(3, ""), progan(4, "max_per_worker = 4"), (2, cyclegan("fast")), (3, cyclegan("fast"))]
             .into_iter()
-            .chain([progan(3, HALVED), (2, halved(sngan("fast"))), (2, halved(cyclegan("fast")))]);
+            .chain([
+                progan(3, HALVED),
+                progan(2, "reduce_precision = \"bf16\"\nmax_per_worker = 4"),
+                (2, halved(sngan("fast"))),
+                (2, halved(cyclegan("fast"))),
+            ]);
     for (world, config) in runs {
         let hashes = on_ranks(world, &config, |mut t| {
             let mut hashes = Vec::new();

@@ -32,10 +32,10 @@ pub(super) const IN_PROGRESS: Answer = 7;
 /// `ncclSum`.
 const SUM: c_int = 0;
 
-/// What is summed: `ncclFloat32`, `ncclBfloat16`.
+/// `ncclDataType_t`: `ncclFloat32`, `ncclBfloat16`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(i32)]
-pub(super) enum Number {
+pub(super) enum Datatype {
     F32 = 7,
     Bf16 = 9,
 }
@@ -203,7 +203,7 @@ impl Library {
     pub(super) unsafe fn sum(
         &self,
         handle: Handle,
-        (data, count, of): (*mut c_void, usize, Number),
+        (data, count, of): (*mut c_void, usize, Datatype),
         stream: *mut c_void,
     ) -> Result<(), NcclError> {
         // SAFETY: as the caller says.

@@ -10,7 +10,7 @@ pub use library::{ID_BYTES, Library, UniqueId};
 
 use crate::device::{Mark, Stream};
 use crate::{DeviceBuffer, NativeError};
-use library::{Handle, Number};
+use library::{Datatype, Handle};
 use queue::{Port, Queue};
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, channel};
@@ -164,7 +164,7 @@ impl Port for Group {
         let handle = self.live()?;
         self.stream.take(buffer)?;
         let tensor = buffer.tensor();
-        let of = if tensor.kind() == Kind::BFloat16 { Number::Bf16 } else { Number::F32 };
+        let of = if tensor.kind() == Kind::BFloat16 { Datatype::Bf16 } else { Datatype::F32 };
         let numbers = (tensor.data_ptr(), tensor.numel(), of);
         // SAFETY: the handle as in `settled`. The buffer is contiguous memory of so many of these; the queue keeps it until it is
         // summed, and where the group fails, libtorch's allocator does not use it anew before the stream is through

@@ -117,11 +117,11 @@ fn functions_are_called_as_c_declares_them() {
         unsafe {
             assert!(!library.state(handle).unwrap(), "in progress");
             assert!(library.state(handle).unwrap());
-            let single = |count| (pointer, count, Number::F32);
+            let single = |count| (pointer, count, Datatype::F32);
             library.sum(handle, single(2), std::ptr::null_mut()).unwrap();
             assert_eq!(numbers, [3.0, 6.0]);
             let mut short = [0u16; 2];
-            library.sum(handle, (short.as_mut_ptr().cast(), 2, Number::Bf16), std::ptr::null_mut()).unwrap();
+            library.sum(handle, (short.as_mut_ptr().cast(), 2, Datatype::Bf16), std::ptr::null_mut()).unwrap();
             assert_eq!(short, [9, 0]);
             library.sum(handle, single(1), std::ptr::null_mut()).unwrap();
             let error = library.state(handle).unwrap_err().to_string();

@@ -34,7 +34,6 @@ fn architecture() -> Architecture {
         skips: false,
         average: false,
         augment: 0.0,
-        r1: 0.0,
     }
 }
 
