@@ -95,7 +95,11 @@ pub fn written_level(line: &str) -> Option<Level> {
     line.split_whitespace().take(2).find_map(by_name)
 }
 
-/// What a line says, for a person: the message of a JSON line, the text after time and level of a plain one.
+/// Where the stack begins that libtorch writes into its errors, as `Debug` writes it on one line.
+const STACKS: [&str; 2] = ["\\nframe #", "\\nException raised from"];
+
+/// What a line says, for a person: the message of a JSON line, the text after time and level of a plain one; of an error of libtorch's,
+/// what comes before its stack.
 #[must_use]
 pub fn message(line: &str) -> String {
     let parsed: Option<serde_json::Value> = line.starts_with('{').then(|| serde_json::from_str(line).ok()).flatten();
@@ -106,7 +110,10 @@ pub fn message(line: &str) -> String {
     match words.by_ref().take(2).find(|word| by_name(word).is_some()) {
         // the word is a slice of the line, and so is what follows it
         Some(word) => line.split_once(word).map_or(line, |(_, rest)| rest.trim_start()).to_owned(),
-        None => line.to_owned(),
+        None => {
+            let ends = STACKS.iter().filter_map(|stack| line.find(stack));
+            line[..ends.min().unwrap_or(line.len())].to_owned()
+        }
     }
 }
 
@@ -151,6 +158,15 @@ mod tests {
     #[test]
     fn escape_sequences_do_not_pass() {
         assert_eq!(printable("\u{1b}[31mred\u{1b}[0m\u{7}\tx\u{1b}[2J"), "red x");
+    }
+
+    #[test]
+    fn stacks_of_libtorch_are_not_for_people() {
+        let error = |stack: &str| format!("called `Result::unwrap()` on an `Err` value: Torch(\"no memory{stack}\")");
+        for stack in ["\\nframe #0: c10::alloc", "\\nException raised from malloc at x.cpp:1\\nframe #0: c10"] {
+            assert_eq!(message(&error(stack)), "called `Result::unwrap()` on an `Err` value: Torch(\"no memory");
+        }
+        assert_eq!(message(&error("")), error(""));
     }
 
     #[test]
