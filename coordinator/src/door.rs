@@ -218,12 +218,18 @@ pub struct Refusals(Mutex<Told>);
 struct Told {
     last: Option<Instant>,
     since: u64,
+    /// How often in all, and who was last, and why.
+    count: u64,
+    latest: String,
 }
 
 impl Refusals {
     /// Somebody at `from` was refused.
     pub fn tell(&self, from: Option<SocketAddr>, why: &str) {
+        let from = from.map_or_else(|| "an unknown address".to_owned(), |from| from.to_string());
         let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        told.count += 1;
+        told.latest = format!("{from}: {why}");
         if told.last.is_some_and(|last| last.elapsed() < LINES) {
             told.since += 1;
             return;
@@ -234,7 +240,13 @@ impl Refusals {
         };
         told.last = Some(Instant::now());
         drop(told);
-        let from = from.map_or_else(|| "an unknown address".to_owned(), |from| from.to_string());
         tracing::warn!("somebody at {from} was refused: {why}{more}");
+    }
+
+    /// How often somebody was refused, and the last time: from where, and why. `None` if nobody was.
+    #[must_use]
+    pub fn so_far(&self) -> Option<(u64, String)> {
+        let told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        (told.count > 0).then(|| (told.count, told.latest.clone()))
     }
 }

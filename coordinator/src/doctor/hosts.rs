@@ -131,7 +131,7 @@ pub async fn examine(
 ) -> Result<Vec<Finding>, Failure> {
     let (arrivals, mut coming) = mpsc::channel(WINDOW);
     let refusals = Arc::new(Refusals::default());
-    let told = Arc::clone(&refusals);
+    let (told, asked) = (Arc::clone(&refusals), Arc::clone(&refusals));
     let server = Server { token, arrivals, strangers: Arc::new(Semaphore::new(STRANGERS_MAX)), refusals };
     let router = tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(GONE / 2))
@@ -145,6 +145,7 @@ pub async fn examine(
         while let Some(late) = coming.recv().await {
             late.refuse();
         }
+        found.extend(asked.so_far().map(|(count, latest)| links::refused(count, &latest)));
         found.extend(look(&mut hosts, terms).await);
         dismiss(hosts).await;
         found
@@ -441,7 +442,13 @@ mod tests {
         assert!(refused.contains("the token is wrong"), "{refused}");
         tokio::spawn(async move { host(at, "bb", TOKEN, 0.0, false).await });
         let found = timeout(Duration::from_secs(20), looking).await.expect("soon").unwrap();
-        assert_eq!(unwell(&found), [("hosts", Health::Bad)], "{found:?}");
-        assert_eq!(found.iter().find(|one| one.what == "hosts").unwrap().found, "1 of 2 came within 2 s: bb");
+        assert_eq!(unwell(&found), [("refused", Health::Note), ("hosts", Health::Bad)], "{found:?}");
+        let told = |what: &str| found.iter().find(|one| one.what == what).unwrap().found.clone();
+        assert_eq!(told("hosts"), "1 of 2 came within 2 s: bb");
+        let refused = told("refused");
+        assert!(
+            refused.starts_with("once ") && refused.contains("127.0.0.1:") && refused.contains("the token is wrong"),
+            "{refused}"
+        );
     }
 }

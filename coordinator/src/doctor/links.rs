@@ -104,6 +104,16 @@ pub fn arrivals(names: &[String], expected: u32, waited: Duration, invitation: &
     )
 }
 
+/// Who came and was refused: perhaps one of those that are waited for.
+pub fn refused(count: u64, latest: &str) -> Finding {
+    let times = if count == 1 { "once".to_owned() } else { format!("{count} times") };
+    Finding::note(
+        "refused",
+        format!("{times} somebody was refused, the last one at {latest}"),
+        "if that is one of the hosts, give it this command's token (GANFLEET_TOKEN) and credentials of the same authority".to_owned(),
+    )
+}
+
 /// What a host said of itself: only what is not as it should be.
 pub fn host(name: &str, findings: &Result<Worker, String>) -> Vec<Finding> {
     let found = judge::worker(findings, findings.as_ref().map_or(0, |worker| worker.devices as usize));

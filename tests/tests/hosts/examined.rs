@@ -106,4 +106,6 @@ fn hosts_that_do_not_come_or_are_not_trusted_are_missed_and_told_why() {
         "{missed:?}"
     );
     assert!(scene.said(3).contains("one authority"), "{}", scene.said(3));
+    let refused = unwell(&found, "refused");
+    assert!(refused.len() == 1 && refused[0].contains("10.77.0.4:") && refused[0].contains("authority"), "{refused:?}");
 }
