@@ -1,8 +1,8 @@
 //! The widest step of the whole run, taken once on made-up images before a worker asks for a place: memory that is too small shows at the
 //! beginning, and not when the networks have grown.
 //!
-//! In a process of its own, which ends with the worker and gives back whatever it took. Refuses to end a run for what may pass: only a
-//! step that does not fit into a device that nobody else uses says that it never will.
+//! In a process of its own, which ends with the worker and gives back whatever it took. Refuses to end a run for what may pass: on a GPU
+//! only a step that does not fit although nobody else uses it says that it never will.
 
 use crate::communicator::Communicator;
 use crate::environment;
@@ -36,8 +36,14 @@ use worker_core::Flags;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How often its end is looked for.
 const LOOK: Duration = Duration::from_millis(50);
-/// A part of a device that contexts and displays take, which are nobody else's work.
-const SMALL: f64 = 0.1;
+/// What contexts and displays take of a GPU, which are nobody else's work.
+const SMALL: u64 = 1 << 30;
+/// A step that takes more than this part of a GPU leaves little.
+const MUCH: f64 = 0.9;
+/// After a kill its end is waited for so long: a process may be stuck in a driver.
+const KILLED: Duration = Duration::from_secs(5);
+/// So often it is tried on a machine where it did not live to say anything.
+const TRIES: u32 = 2;
 /// Of what the step says so much is read, and so much told.
 const READ_MAX: u64 = 1 << 20;
 const TOLD_MAX: usize = 300;
@@ -68,15 +74,26 @@ enum Verdict {
     Fits(String),
     /// So little is left that other things may not fit.
     Tight(String),
+    /// It takes too long to be known.
+    Slow(String),
     TooLarge(String),
     /// It says nothing about the run, and why.
     Untried(String),
 }
 
+/// What a machine remembers of a step, so that it is not tried again.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+enum Memory {
+    /// It was begun, for this time, and nothing is known of its end.
+    Begun(u32),
+    Fits(String),
+    /// It is not known to fit well, and would not be known better next time.
+    Warned(String),
+}
+
 /// A step under way in another process.
 pub struct Rehearsal {
     verdict: JoinHandle<Verdict>,
-    /// Is written when it fits, so that it is not tried again.
     remembered: Option<PathBuf>,
 }
 
@@ -91,14 +108,29 @@ impl Rehearsal {
             Rehearse::Never => false,
         };
         let remembered = wanted.then(|| remembered_at(config, workers, device)).flatten();
-        if !wanted || remembered.as_ref().is_some_and(|path| path.exists()) {
-            return None;
-        }
+        let known = remembered.as_ref().and_then(|path| serde_json::from_slice(&std::fs::read(path).ok()?).ok());
+        let tried = match (wanted, known) {
+            (false, _) | (true, Some(Memory::Fits(_))) => return None,
+            (true, Some(Memory::Warned(why))) => {
+                tracing::warn!("{why}");
+                return None;
+            }
+            (true, Some(Memory::Begun(TRIES..))) => {
+                tracing::warn!("the widest step is not tried: {TRIES} times nothing was heard of it again");
+                return None;
+            }
+            (true, Some(Memory::Begun(times))) => times,
+            (true, None) => 0,
+        };
+        remember(remembered.as_ref(), &Memory::Begun(tried + 1));
         let config = serde_json::to_vec(config).ok()?;
         // the thread that starts it has to live as long: with it the step ends
-        let verdict = std::thread::spawn(move || match taken(&config, workers) {
-            Ok(Some(output)) => judge(output.status, &text(&output.stdout), &text(&output.stderr)),
-            Ok(None) => Verdict::Untried(format!("it was not through after {} s", PATIENCE.as_secs())),
+        let verdict = std::thread::spawn(move || match taken(config, workers) {
+            Ok(Some(output)) => judge(device, output.status, &text(&output.stdout), &text(&output.stderr)),
+            Ok(None) => Verdict::Slow(format!(
+                "whether the widest step fits into memory is not known: it takes more than {} s",
+                PATIENCE.as_secs()
+            )),
             Err(error) => Verdict::Untried(format!("it could not be begun: {error}")),
         });
         Some(Self { verdict, remembered })
@@ -109,24 +141,25 @@ impl Rehearsal {
     /// # Errors
     /// [`Failure::Limit`] where the step does not fit into a device that nobody else uses.
     pub fn end(self) -> Result<(), Failure> {
-        let verdict = self.verdict.join().unwrap_or_else(|_| Verdict::Untried("its watcher is gone".to_owned()));
+        let Self { verdict, remembered } = self;
+        let verdict = verdict.join().unwrap_or_else(|_| Verdict::Untried("its watcher is gone".to_owned()));
         match verdict {
             Verdict::Fits(how) => {
                 tracing::info!("{how}");
-                if let Some(path) = &self.remembered {
-                    let kept =
-                        path.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| std::fs::write(path, how));
-                    // tried again next time
-                    drop(kept);
-                }
+                remember(remembered.as_ref(), &Memory::Fits(how));
                 Ok(())
             }
-            Verdict::Tight(how) => {
-                tracing::warn!("{how}");
+            Verdict::Tight(why) | Verdict::Slow(why) => {
+                tracing::warn!("{why}");
+                remember(remembered.as_ref(), &Memory::Warned(why));
                 Ok(())
             }
-            Verdict::TooLarge(why) => Err(Failure::Limit(why)),
+            Verdict::TooLarge(why) => {
+                forget(remembered.as_ref());
+                Err(Failure::Limit(why))
+            }
             Verdict::Untried(why) => {
+                forget(remembered.as_ref());
                 tracing::warn!("whether the widest step fits into memory is not known: {why}");
                 Ok(())
             }
@@ -134,13 +167,26 @@ impl Rehearsal {
     }
 }
 
-/// Where it is remembered that a step fits: under everything that the answer depends on.
+/// It is to be tried again.
+fn forget(path: Option<&PathBuf>) {
+    let _or_tried_less = path.map(std::fs::remove_file);
+}
+
+/// Writes what is known; where that cannot be, it is tried again next time.
+fn remember(path: Option<&PathBuf>, what: &Memory) {
+    let Some(path) = path else { return };
+    let folder = path.parent().map_or(Ok(()), std::fs::create_dir_all);
+    let _or_tried_again = folder.and_then(|()| std::fs::write(path, serde_json::to_vec(what)?));
+}
+
+/// Where a step is remembered: under what the answer depends on, as far as it can be known without it.
 fn remembered_at(config: &RunConfig, workers: u32, device: Device) -> Option<PathBuf> {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let gpus = children::gpus::described("/".as_ref()).into_iter().map(|gpu| (gpu.model, gpu.bus)).collect::<Vec<_>>();
     let machine = (read("/proc/sys/kernel/hostname"), gpus, read("/proc/driver/nvidia/version"), format!("{device:?}"));
     let chosen =
-        ["CUDA_VISIBLE_DEVICES", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"].map(|name| std::env::var(name).ok());
+        ["CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "LIBTORCH_CUDA", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"]
+            .map(|name| std::env::var(name).ok());
     let program = std::env::current_exe().and_then(std::fs::metadata).and_then(|program| program.modified()).ok()?;
     let facts = (machine, chosen, program, environment::LIBTORCH, &config.model, &config.train, workers);
     let name = blake3::hash(&serde_json::to_vec(&facts).ok()?).to_hex()[..32].to_owned();
@@ -148,28 +194,31 @@ fn remembered_at(config: &RunConfig, workers: u32, device: Device) -> Option<Pat
 }
 
 /// Has another process take the step; `None` if it was not through in time.
-fn taken(config: &[u8], workers: u32) -> std::io::Result<Option<Output>> {
+fn taken(config: Vec<u8>, workers: u32) -> std::io::Result<Option<Output>> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["rehearse", "--workers", &workers.to_string(), "--of", &std::process::id().to_string()]);
     NOT_INHERITED.iter().for_each(|name| _ = command.env_remove(name));
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-    // who has ended already says why itself
-    drop(child.stdin.take().map(|mut input| input.write_all(config)));
-    let readers = (reader(child.stdout.take()), reader(child.stderr.take()));
     let began = Instant::now();
+    let readers = (reader(child.stdout.take()), reader(child.stderr.take()));
+    let input = child.stdin.take();
+    // who has ended already says why itself
+    std::thread::spawn(move || input.map(|mut input| input.write_all(&config)));
     let status = loop {
         match child.try_wait()? {
-            Some(status) => break Some(status),
+            Some(status) => break status,
             None if began.elapsed() < PATIENCE => std::thread::sleep(LOOK),
             None => {
                 child.kill()?;
-                child.wait()?;
-                break None;
+                while child.try_wait()?.is_none() && began.elapsed() < PATIENCE + KILLED {
+                    std::thread::sleep(LOOK);
+                }
+                return Ok(None);
             }
         }
     };
     let [stdout, stderr] = [readers.0, readers.1].map(|reader| reader.join().unwrap_or_default());
-    Ok(status.map(|status| Output { status, stdout, stderr }))
+    Ok(Some(Output { status, stdout, stderr }))
 }
 
 /// Reads to the end, so that who writes never waits; keeps the first of it.
@@ -188,37 +237,44 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-fn judge(status: ExitStatus, report: &str, said: &str) -> Verdict {
+fn judge(device: Device, status: ExitStatus, report: &str, said: &str) -> Verdict {
     let Some(report) = report.lines().last().and_then(|line| serde_json::from_str::<Report>(line).ok()) else {
-        let mut errors = said.lines().filter(|line| level(line) == Level::Error);
-        let last = errors.next_back().or(said.lines().next_back()).map(said_in).unwrap_or_default();
+        let lines: Vec<&str> = said.lines().collect();
+        let error = lines.iter().rposition(|line| level(line) == Level::Error).or(lines.len().checked_sub(1));
+        let mut last = error.map(|at| said_in(lines[at])).unwrap_or_default();
+        // what a panic was about stands on the next line
+        if let Some(about) = error.filter(|_| last.contains("panicked at")).and_then(|at| lines.get(at + 1)) {
+            last = said_in(about);
+        }
         let last: String = last.chars().take(TOLD_MAX).collect();
         return Verdict::Untried(format!("trying it ended with {}: {last}", children::supervisor::ended(status)));
     };
     let step = format!("the widest step, {0}x{0} with {1} images at once,", report.resolution, report.samples);
     let gigabytes = |bytes: u64| format!("{:.1} GB", bytes as f64 / 1e9);
-    let part = |memory: &DeviceMemory, of: u64| of as f64 / memory.total.max(1) as f64;
+    if device.is_cuda() && report.before.is_none() {
+        return Verdict::Untried("the GPU is not there for another process".to_owned());
+    }
     let Some(lacking) = report.lacking else {
         return match report.after {
             None => Verdict::Fits(format!("{step} fits into this machine's memory")),
             Some(after) => {
                 let fits =
                     format!("{step} fits: it takes {} of the GPU's {}", gigabytes(after.most), gigabytes(after.total));
-                match part(&after, after.most) > 1.0 - SMALL {
+                match after.most as f64 > MUCH * after.total as f64 {
                     true => Verdict::Tight(format!("{fits}, and what sums and scores need comes on top")),
                     false => Verdict::Fits(fits),
                 }
             }
         };
     };
-    let others = [&report.before, &report.after].into_iter().flatten().map(|memory| (memory.others(), memory));
-    if let Some((others, memory)) = others.max_by_key(|(others, _)| *others)
-        && (part(memory, others) > SMALL || !lacking.contains(LACKING_ON_GPU))
-    {
-        let total = gigabytes(memory.total);
+    if device.is_cuda() && !lacking.contains(LACKING_ON_GPU) {
+        return Verdict::Untried(format!("{step} finds too little of the host's memory: {lacking}"));
+    }
+    let others = [&report.before, &report.after].into_iter().flatten().map(|memory| (memory.others(), memory.total));
+    if let Some((others, total)) = others.max().filter(|(others, _)| *others > SMALL) {
+        let (others, total) = (gigabytes(others), gigabytes(total));
         return Verdict::Untried(format!(
-            "{step} does not fit beside what others hold of the GPU, {} of {total}: {lacking}",
-            gigabytes(others)
+            "{step} does not fit beside what others hold of the GPU, {others} of {total}: {lacking}"
         ));
     }
     let place =
@@ -263,7 +319,7 @@ pub fn widest_step(config: &RunConfig, workers: u32, device: Device) -> Result<S
     let before = memory(device)?;
     let lacking = match catch_unwind(AssertUnwindSafe(|| rehearse(config, widest, workers, device))) {
         Ok(Ok(_)) => None,
-        Ok(Err(error)) if lacks(&error.to_string()) => Some(error.to_string()),
+        Ok(Err(error)) if lacks(&error.to_string()) => message(&error.to_string()),
         Ok(Err(error)) => return Err(error.into()),
         Err(panic) => match message(panic.as_ref()) {
             Some(message) if lacks(&message) => Some(message),
@@ -436,7 +492,8 @@ mod tests {
         let (before, after, lacking) = (before.map(memory), after.map(memory), lacking.map(str::to_owned));
         let remedies = vec!["this".to_owned(), "that".to_owned()];
         let report = Report { resolution: 1024, samples: 3, before, after, lacking, remedies };
-        judge(ExitStatus::from_raw(0), &serde_json::to_string(&report).unwrap(), "")
+        let device = if before.is_some() { Device::Cuda(0) } else { Device::Cpu };
+        judge(device, ExitStatus::from_raw(0), &serde_json::to_string(&report).unwrap(), "")
     }
 
     #[test]
@@ -458,6 +515,8 @@ mod tests {
             panic!("held")
         };
         assert!(why.contains("30.0 GB of 80.0 GB"), "{why}");
+        // a context and a display
+        assert!(matches!(judged(Some((79 * GB + GB / 2, 0)), Some((GB / 2, 79 * GB)), lacking), Verdict::TooLarge(_)));
         // somebody came meanwhile
         assert!(matches!(judged(Some((79 * GB, 0)), Some((0, 40 * GB)), lacking), Verdict::Untried(_)));
         // it was the host's memory
@@ -470,13 +529,20 @@ mod tests {
 
     #[test]
     fn a_process_that_ends_without_a_word_says_nothing_about_the_step() {
-        let said = "2026-01-01T00:00:00Z ERROR the disk is on fire\nnote: a backtrace\n   1: frame\n";
-        for (status, how) in [(9, "SIGKILL"), (101 << 8, "exit code 101")] {
-            let verdict = judge(ExitStatus::from_raw(status), "half a li", said);
+        let told = "2026-01-01T00:00:00Z ERROR the disk is on fire\nnote: a backtrace\n   1: frame\n";
+        let panicked =
+            "thread 'main' (7) panicked at src/x.rs:1:1:\nthe disk is on fire\nstack backtrace:\n   1: frame\n";
+        for (status, how, said) in [(9, "SIGKILL", told), (101 << 8, "exit code 101", panicked)] {
+            let verdict = judge(Device::Cpu, ExitStatus::from_raw(status), "half a li", said);
             let Verdict::Untried(why) = verdict else { panic!("{how}") };
             assert!(why.contains(how) && why.ends_with("the disk is on fire"), "{why}");
         }
-        assert!(matches!(judge(ExitStatus::from_raw(0), "", ""), Verdict::Untried(_)));
+        assert!(matches!(judge(Device::Cpu, ExitStatus::from_raw(0), "", ""), Verdict::Untried(_)));
+        // a step that was taken on the host says nothing about a GPU
+        let report =
+            Report { resolution: 8, samples: 1, before: None, after: None, lacking: None, remedies: Vec::new() };
+        let report = serde_json::to_string(&report).unwrap();
+        assert!(matches!(judge(Device::Cuda(0), ExitStatus::from_raw(0), &report, ""), Verdict::Untried(_)));
     }
 
     #[test]

@@ -32,6 +32,9 @@ pub struct Gradients {
     /// Where gradients lie while they travel, those of all buckets but what is handed over and flags, if they do so in bfloat16.
     halved: Option<Tensor>,
     progress: Arc<Progress>,
+    /// Buckets of the last reduction that went out while backward still ran.
+    #[cfg(test)]
+    early: usize,
     _hooks: Vec<GradientHook>,
 }
 
@@ -147,7 +150,18 @@ impl Gradients {
             let progress = Arc::clone(&progress);
             hooks.push(GradientHook::new(tensor, move || progress.complete_one(bucket))?);
         }
-        Ok(Self { active, handed, flat, views, buckets, halved, progress, _hooks: hooks })
+        Ok(Self {
+            active,
+            handed,
+            flat,
+            views,
+            buckets,
+            halved,
+            progress,
+            #[cfg(test)]
+            early: 0,
+            _hooks: hooks,
+        })
     }
 
     /// Empties the buffer, writes this rank's flags and makes the views the parameters' gradient slots.
@@ -207,6 +221,10 @@ impl Gradients {
 
     /// Hands over what no backward of this rank will complete: everything, on a rank without samples.
     pub fn launch_rest(&mut self) {
+        #[cfg(test)]
+        {
+            self.early = self.progress.turn.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next;
+        }
         for missing in &self.progress.missing {
             missing.store(0, Ordering::Release);
         }
@@ -263,6 +281,12 @@ impl Gradients {
     #[must_use]
     pub fn active(&self) -> &[usize] {
         &self.active
+    }
+
+    /// Buckets of the last reduction that went out while backward still ran.
+    #[cfg(test)]
+    pub fn early(&self) -> usize {
+        self.early
     }
 
     /// The gradients, each in its parameter's shape.

@@ -212,9 +212,11 @@ impl Trainer {
         // alone, nothing travels
         let reduce =
             if self.communicator.world() > 1 { self.config.train.reduce_precision } else { ReducePrecision::Fp32 };
-        let mut gradients = match self.gradients[index].take() {
-            Some(laid) if laid.fits(&active, handed, reduce) => laid,
-            _ => Gradients::new(self.model.parameters(phase.module), active, handed, reduce, self.device)?,
+        // others are gone before new ones are laid: a parameter has one hook, and who goes takes it along
+        let laid = self.gradients[index].take().filter(|laid| laid.fits(&active, handed, reduce));
+        let mut gradients = match laid {
+            Some(laid) => laid,
+            None => Gradients::new(self.model.parameters(phase.module), active, handed, reduce, self.device)?,
         };
         let agreed = match self.config.train.determinism {
             Determinism::Fast => self.reduce_fast(&mut gradients, &phase, real, flags, deed)?,

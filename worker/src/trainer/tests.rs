@@ -295,6 +295,22 @@ fn ranks_stay_equal_in_fast_mode_too() {
     }
 }
 
+/// Also after gradients were laid anew, because the networks have grown.
+#[test]
+fn sums_begin_while_backward_still_runs() {
+    for more in ["", HALVED] {
+        let early = on_ranks(2, &config("fast", more), |mut t| {
+            let mut early = Vec::new();
+            for _ in 0..STEPS {
+                take(&mut t, 1);
+                early.push(t.gradients.iter().flatten().map(Gradients::early).min());
+            }
+            early
+        });
+        assert!(early.iter().flatten().all(|least| least.is_some_and(|least| least > 0)), "{early:?}");
+    }
+}
+
 /// gan.md 19, item 22, in memory: stable, fading, at a knee.
 #[test]
 fn a_run_put_back_into_place_goes_on_to_the_same_bits() {
