@@ -27,6 +27,15 @@ impl Need {
     }
 }
 
+/// So many bytes, for a person.
+#[must_use]
+pub fn amount(bytes: u64) -> String {
+    match bytes {
+        bytes if bytes < 1_000_000_000 => format!("{:.0} MB", (bytes as f64 / 1e6).ceil()),
+        bytes => format!("{:.1} GB", bytes as f64 / 1e9),
+    }
+}
+
 /// What a worker that takes `samples` through the networks at once at `resolution` needs.
 #[must_use]
 pub fn need(config: &RunConfig, resolution: u32, samples: u32) -> Need {

@@ -5,7 +5,7 @@
 use super::resolved::RunConfig;
 use crate::growth::Level;
 use crate::ids::ImagesSeen;
-use crate::memory::{self, Need};
+use crate::memory::{self, Need, amount};
 use serde::Serialize;
 use std::fmt;
 
@@ -180,10 +180,6 @@ impl fmt::Display for Plan {
             writeln!(f, "{} D steps, {} G steps, {}", self.d_steps, self.g_steps, ImagesSeen(self.images))?;
         }
         let Need { state, step } = self.memory();
-        let amount = |bytes: u64| match bytes {
-            bytes if bytes < 1_000_000_000 => format!("{:.0} MB", (bytes as f64 / 1e6).ceil()),
-            bytes => format!("{:.1} GB", bytes as f64 / 1e9),
-        };
         writeln!(
             f,
             "a worker's networks need about {}: {} that stay, {} for a step",
