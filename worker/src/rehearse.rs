@@ -4,8 +4,8 @@
 //! In a process of its own, which ends with the worker and gives back whatever it took. Refuses to end a run for what may pass: on a GPU
 //! only a step that does not fit although nobody else uses it says that it never will.
 //!
-//! - [`verdict`]: what follows from what it says, as a pure function.
-//! - [`step`]: the step itself, in the other process.
+//! - `verdict`: what follows from what it says, as a pure function.
+//! - `step`: the step itself, in the other process.
 
 mod step;
 mod verdict;
