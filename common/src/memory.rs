@@ -91,7 +91,8 @@ fn of_cyclegan(a: &cyclegan::Architecture, sparing: bool) -> u64 {
     let block = if sparing { deep } else { 6 * deep };
     let through = ends + slopes + u64::from(a.g_blocks) * block;
     let ways = if a.lambda_identity > 0.0 { 3 } else { 2 };
-    let judge = judged(&a.patches(), side);
+    // every domain has the same
+    let judge: u64 = a.judges(cyclegan::DOMAINS[0]).iter().map(|(_, patches)| judged(patches, side)).sum();
     // one block is whole while it goes back
     if sparing { ways * through + judge + 6 * deep } else { 2 * (ways * through + judge) }
 }

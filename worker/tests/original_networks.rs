@@ -177,7 +177,7 @@ fn spec(model: &Model, network: &str) -> Value {
     };
     match (model, network) {
         (Model::CycleGan(a), "G_A" | "G_B") => json!({ "kind": "resnet", "width": a.g_width, "blocks": a.g_blocks }),
-        (Model::CycleGan(a), _) => judge(a.patches(), "instance"),
+        (Model::CycleGan(a), _) => judge(a.judges("a")[0].1, "instance"),
         (Model::Pix2Pix(a), "G") => json!({ "kind": "unet", "width": a.g_width, "downs": a.g_downs }),
         (Model::Pix2Pix(a), _) => judge(a.patches(), "batch"),
         (Model::ProGan(a), network) => {
@@ -225,8 +225,8 @@ fn output(of: &Model, model: &dyn GanModel, network: &str, input: &Tensor) -> Te
     match (of, network) {
         (Model::CycleGan(_), "G_A") | (Model::Pix2Pix(_), "G") => translated(model, 0, input),
         (Model::CycleGan(_), "G_B") => translated(model, 1, input),
-        (Model::CycleGan(a), "D_A") => judge(a.patches(), "d.b", a.gan_loss),
-        (Model::CycleGan(a), "D_B") => judge(a.patches(), "d.a", a.gan_loss),
+        (Model::CycleGan(a), "D_A") => judge(a.judges("b")[0].1, "d.b", a.gan_loss),
+        (Model::CycleGan(a), "D_B") => judge(a.judges("a")[0].1, "d.a", a.gan_loss),
         (Model::Pix2Pix(a), "D") => judge(a.patches(), "d.", a.gan_loss),
         (Model::ProGan(_), "avgG") => sampled(model, input, &level),
         (Model::ProGan(_), "netG") => with_trained_weights(model, || sampled(model, input, &level)),

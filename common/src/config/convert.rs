@@ -7,9 +7,9 @@
 use super::error::{Origin, Problem, printable};
 use super::layers::{Base, Layers, Leaves};
 use super::raw::{
-    At, Auto, CountOrAuto, ImagesOrAuto, JudgeKind, MetricKind, PerResolution, RawCheckpoint, RawCluster, RawCycleGan,
-    RawData, RawFile, RawGrowth, RawMetrics, RawModel, RawOptimizer, RawPix2Pix, RawProGan, RawS3, RawSamples, RawStop,
-    RawTrain, Resolution,
+    At, Auto, CountOrAuto, ImagesOrAuto, JudgeKind, LayersOfEach, MetricKind, PerResolution, RawCheckpoint, RawCluster,
+    RawCycleGan, RawData, RawFile, RawGrowth, RawMetrics, RawModel, RawOptimizer, RawPix2Pix, RawProGan, RawS3,
+    RawSamples, RawStop, RawTrain, Resolution,
 };
 use super::resolve::covers;
 use super::resolved::{
@@ -87,12 +87,16 @@ impl Check<'_> {
             g_blocks: self.need("model.g_blocks", raw.g_blocks, 1),
             g_downs: self.need("model.g_downs", raw.g_downs, cyclegan::AUTHORS_DOWNS),
             d_width: self.need("model.d_width", raw.d_width, 1),
-            d_layers: self.need("model.d_layers", raw.d_layers, 1),
+            d_layers: match self.need("model.d_layers", raw.d_layers.clone(), LayersOfEach::One(1)) {
+                LayersOfEach::One(layers) => vec![layers],
+                LayersOfEach::Each(layers) => layers,
+            },
             gan_loss: self.need("model.gan_loss", raw.gan_loss, cyclegan::GanLoss::Lsgan),
             lambda_a: self.need("model.lambda_a", raw.lambda_a, 0.0),
             lambda_b: self.need("model.lambda_b", raw.lambda_b, 0.0),
             lambda_identity: self.need("model.lambda_identity", raw.lambda_identity, 0.0),
             pool_size: self.need("model.pool_size", raw.pool_size, 0),
+            g_norm: self.need("model.g_norm", raw.g_norm, cyclegan::Norm::Instance),
             upscale: self.need("model.upscale", raw.upscale, cyclegan::Upscale::Transposed),
             residual: self.need("model.residual", raw.residual, false),
             skips: self.need("model.skips", raw.skips, false),

@@ -123,9 +123,9 @@ pub struct RawCycleGan {
     /// Feature maps of a discriminator's first layer.
     #[schemars(range(min = 1, max = 1024))]
     pub d_width: Option<u32>,
-    /// Layers between a discriminator's first and its last one: with 3 a score judges 70x70 pixels. 0 judges each pixel alone.
-    #[schemars(range(min = 0, max = 6))]
-    pub d_layers: Option<u32>,
+    /// Layers between a discriminator's first and its last one: with 3 a score judges 70x70 pixels, with 1 16x16. 0 judges each pixel alone.
+    /// `[1, 3]` are two discriminators a domain, whose losses are averaged.
+    pub d_layers: Option<LayersOfEach>,
     /// What a discriminator's scores are held against.
     pub gan_loss: Option<GanLoss>,
     /// Weight of the cycle A -> B -> A.
@@ -140,6 +140,9 @@ pub struct RawCycleGan {
     /// Made images of each domain that are kept to be shown to D once more; 0 keeps none.
     #[schemars(range(min = 0, max = 10_000))]
     pub pool_size: Option<u32>,
+    /// What follows the convolutions of a generator: `instance` (norm) as the authors do, or `none`, which keeps colours and is faster where
+    /// images are few and small.
+    pub g_norm: Option<cyclegan::Norm>,
     /// How a generator doubles the side: `transposed` as the authors do, or `nearest`, which leaves no chequered grain.
     pub upscale: Option<cyclegan::Upscale>,
     /// Whether a generator makes what is to be added to its input, and not the image itself: what need not change is then sharp from the
@@ -467,6 +470,16 @@ pub enum CountOrAuto {
     Count(#[schemars(range(min = 1, max = 4096))] u32),
     /// Found out where the run starts.
     Word(Auto),
+}
+
+/// The layers of one discriminator, or of each of several.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum LayersOfEach {
+    /// There is one.
+    One(#[schemars(range(min = 0, max = 6))] u32),
+    /// There are so many, three at most.
+    Each(#[schemars(inner(range(min = 0, max = 6)))] Vec<u32>),
 }
 
 /// A number of images, or the word `auto`.

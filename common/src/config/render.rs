@@ -7,9 +7,9 @@ use super::duration;
 use super::error::Origin;
 use super::layers::leaves_of;
 use super::raw::{
-    Auto, CountOrAuto, ImagesOrAuto, JudgeKind, OptimizerKind, PerResolution, Rate, RawCheckpoint, RawCluster,
-    RawCycleGan, RawData, RawFile, RawGrowth, RawMetrics, RawModel, RawOptimizer, RawPix2Pix, RawProGan, RawS3,
-    RawSamples, RawSngan, RawStop, RawTrain, Resolution, Samples, TickKimg,
+    Auto, CountOrAuto, ImagesOrAuto, JudgeKind, LayersOfEach, OptimizerKind, PerResolution, Rate, RawCheckpoint,
+    RawCluster, RawCycleGan, RawData, RawFile, RawGrowth, RawMetrics, RawModel, RawOptimizer, RawPix2Pix, RawProGan,
+    RawS3, RawSamples, RawSngan, RawStop, RawTrain, Resolution, Samples, TickKimg,
 };
 use super::resolve::Resolved;
 use super::resolved::{Adam, Ema, Metrics, Model, RunConfig, Train};
@@ -171,12 +171,16 @@ fn cyclegan(model: &cyclegan::Architecture) -> RawCycleGan {
         g_blocks: Some(model.g_blocks),
         g_downs: Some(model.g_downs),
         d_width: Some(model.d_width),
-        d_layers: Some(model.d_layers),
+        d_layers: Some(match &model.d_layers[..] {
+            [one] => LayersOfEach::One(*one),
+            each => LayersOfEach::Each(each.to_vec()),
+        }),
         gan_loss: Some(model.gan_loss),
         lambda_a: Some(model.lambda_a),
         lambda_b: Some(model.lambda_b),
         lambda_identity: Some(model.lambda_identity),
         pool_size: Some(model.pool_size),
+        g_norm: Some(model.g_norm),
         upscale: Some(model.upscale),
         residual: Some(model.residual),
         skips: Some(model.skips),

@@ -88,7 +88,9 @@ impl Check<'_> {
             }
             Model::Sngan(_) => {}
             Model::CycleGan(model) => {
-                self.patches((model.resolution, model.d_layers), config);
+                self.judges(model);
+                let most = model.d_layers.iter().max().copied().unwrap_or_default();
+                self.patches((model.resolution, most), config);
                 self.halvings(model);
             }
             Model::Pix2Pix(model) => {
@@ -135,6 +137,18 @@ impl Check<'_> {
             let (downs, resolution) = (model.g_downs, model.resolution);
             let message = format!("{downs} halvings leave one pixel of {resolution}");
             self.wrong("model.g_downs", message, Some(format!("fewer, or model.resolution = {least} or more")));
+        }
+    }
+
+    fn judges(&mut self, model: &cyclegan::Architecture) {
+        let count = model.d_layers.len();
+        if self.sound(&["model.d_layers"]) && !(1..=cyclegan::MOST_JUDGES).contains(&count) {
+            let message = format!("{count} discriminators a domain");
+            self.wrong(
+                "model.d_layers",
+                message,
+                Some(format!("one number, or a list of 1 to {}", cyclegan::MOST_JUDGES)),
+            );
         }
     }
 

@@ -4,7 +4,7 @@
 //! `a2b` makes images of domain A into ones of B, `b2a` the other way; `a` and `b` judge images of their domain. Numbers in
 //! names are places in the authors' lists of layers, so that weights travel by renaming. The networks are in the worker.
 
-use super::patchgan::{PatchGan, weight, zero};
+use super::patchgan::{PatchGan, weight, weight_of, zero};
 use super::{Init, ParameterSpec};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -19,6 +19,9 @@ pub const DIRECTIONS: [&str; 2] = ["a2b", "b2a"];
 pub const DOMAINS: [&str; 2] = ["a", "b"];
 /// Layers of the authors' generators that halve the side.
 pub const AUTHORS_DOWNS: u32 = 2;
+
+/// Discriminators of a domain, at most.
+pub const MOST_JUDGES: usize = 3;
 
 /// What makes two CycleGANs different networks. Stored with every checkpoint.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -35,8 +38,10 @@ pub struct Architecture {
     pub g_downs: u32,
     /// Feature maps of a discriminator's first layer (ndf).
     pub d_width: u32,
-    /// Layers between a discriminator's first and its last one; 0 judges pixels one by one.
-    pub d_layers: u32,
+    /// The discriminators of a domain, each by its layers between the first and the last one: the more, the larger the patches that it
+    /// judges; 0 judges pixels one by one.
+    #[serde(with = "one_or_more")]
+    pub d_layers: Vec<u32>,
     /// What a discriminator's scores are held against.
     pub gan_loss: GanLoss,
     /// Weight of A -> B -> A.
@@ -47,6 +52,9 @@ pub struct Architecture {
     pub lambda_identity: f64,
     /// Made images of each domain that are kept to be shown to D once more.
     pub pool_size: u32,
+    /// What follows the convolutions of a generator.
+    #[serde(default)]
+    pub g_norm: Norm,
     /// How a generator's last layers double the side.
     #[serde(default)]
     pub upscale: Upscale,
@@ -67,6 +75,43 @@ pub struct Architecture {
 /// What a generator of the authors has, and one of which nothing is said.
 fn authors_downs() -> u32 {
     AUTHORS_DOWNS
+}
+
+/// A number as the authors have it, or several.
+mod one_or_more {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum OneOrMore {
+        One(u32),
+        More(Vec<u32>),
+    }
+
+    pub fn serialize<S: Serializer>(numbers: &[u32], to: S) -> Result<S::Ok, S::Error> {
+        match numbers {
+            [one] => one.serialize(to),
+            more => more.serialize(to),
+        }
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u32>, D::Error> {
+        Ok(match OneOrMore::deserialize(from)? {
+            OneOrMore::One(one) => vec![one],
+            OneOrMore::More(more) => more,
+        })
+    }
+}
+
+/// What follows the convolutions of a generator.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Norm {
+    /// Instance norm, as the authors do.
+    #[default]
+    Instance,
+    /// Nothing. Weights are drawn as wide as rectifiers need (He et al. 2015), narrower where a block ends and where the image is made.
+    None,
 }
 
 /// How a generator doubles the side of an image.
@@ -103,7 +148,8 @@ impl Architecture {
     /// Every parameter of both discriminators, in the order in which they are drawn.
     #[must_use]
     pub fn discriminators(&self) -> Vec<ParameterSpec> {
-        DOMAINS.iter().flat_map(|domain| self.patches().parameters(&format!("d.{domain}"))).collect()
+        let judges = DOMAINS.iter().flat_map(|domain| self.judges(domain));
+        judges.flat_map(|(prefix, patches)| patches.parameters(&prefix)).collect()
     }
 
     /// Places of a generator's layers in the authors' list: a convolution is followed by its norm and its rectifier.
@@ -125,7 +171,9 @@ impl Architecture {
     /// Whether the authors' code can build such generators.
     #[must_use]
     pub fn is_the_authors(&self) -> bool {
-        self.upscale == Upscale::Transposed && self.g_downs == AUTHORS_DOWNS && !self.residual && !self.skips
+        let theirs =
+            self.upscale == Upscale::Transposed && self.g_downs == AUTHORS_DOWNS && self.g_norm == Norm::Instance;
+        theirs && !self.residual && !self.skips && self.d_layers.len() == 1
     }
 
     /// Pixels that become one on the way down: sides are multiples of it.
@@ -137,21 +185,28 @@ impl Architecture {
     /// The parameters of one generator, `g.<direction><layer>.…` (gan.md 2.1).
     fn generator(&self, direction: &str) -> Vec<ParameterSpec> {
         let (w, places) = (i64::from(self.g_width), self.places());
-        let layer = |place: u32, shape: [i64; 4], out: i64| layer(&format!("g.{direction}{place}"), &shape, out);
+        let named = |name: &str, shape: [i64; 4], out: i64, ends: bool| {
+            let weight = match self.g_norm {
+                Norm::Instance => weight(name, &shape),
+                Norm::None => weight_of(name, &shape, wide(&shape, ends)),
+            };
+            [weight, zero(&format!("{name}.bias"), out)]
+        };
+        let layer = |place: u32, shape, out| named(&format!("g.{direction}{place}"), shape, out, place == places.last);
         let mut list = Vec::new();
         list.extend(layer(places.first, [w, 3, 7, 7], w));
         let mut width = w;
-        for place in places.down {
+        for &place in &places.down {
             list.extend(layer(place, [2 * width, width, 3, 3], 2 * width));
             width *= 2;
         }
-        for block in places.blocks {
+        for block in places.blocks.clone() {
             for conv in [1, 5] {
                 let name = format!("g.{direction}{block}.conv_block.{conv}");
-                list.extend(self::layer(&name, &[width, width, 3, 3], width));
+                list.extend(named(&name, [width, width, 3, 3], width, conv == 5));
             }
         }
-        for place in places.up {
+        for &place in &places.up {
             let out = width / 2;
             let shape = match self.upscale {
                 // what comes in stands first
@@ -165,10 +220,13 @@ impl Architecture {
         list
     }
 
-    /// A discriminator; its parameters are `d.<domain><layer>.…`.
+    /// The discriminators of `domain`, and what their parameters' names begin with: `d.<domain><layer>.…` are those of the first,
+    /// `d.<domain>_2_<layer>.…` of the second.
     #[must_use]
-    pub fn patches(&self) -> PatchGan {
-        PatchGan { inputs: 3, width: i64::from(self.d_width), layers: self.d_layers, affine: false }
+    pub fn judges(&self, domain: &str) -> Vec<(String, PatchGan)> {
+        let patches = |layers| PatchGan { inputs: 3, width: i64::from(self.d_width), layers, affine: false };
+        let prefix = |i: usize| if i == 0 { format!("d.{domain}") } else { format!("d.{domain}_{}_", i + 1) };
+        self.d_layers.iter().enumerate().map(|(i, layers)| (prefix(i), patches(*layers))).collect()
     }
 
     /// What is remembered besides the parameters, for a global minibatch of so many samples: for each domain the pool of made
@@ -202,8 +260,11 @@ pub struct Places {
     pub last: u32,
 }
 
-fn layer(name: &str, shape: &[i64], out: i64) -> [ParameterSpec; 2] {
-    [weight(name, shape), zero(&format!("{name}.bias"), out)]
+/// Standard deviation of the weights of a layer that no norm follows: such that what goes through keeps its size (He et al. 2015), and a
+/// part of that where the layer `ends` a block, which is added to what came in, or makes the image.
+fn wide(shape: &[i64; 4], ends: bool) -> f32 {
+    let inputs: i64 = shape[1..].iter().product();
+    (2.0 / inputs as f32).sqrt() * if ends { 0.25 } else { 1.0 }
 }
 
 #[cfg(test)]
@@ -217,18 +278,59 @@ mod tests {
             g_blocks: 9,
             g_downs: 2,
             d_width: 64,
-            d_layers: 3,
+            d_layers: vec![3],
             gan_loss: GanLoss::Lsgan,
             lambda_a: 10.0,
             lambda_b: 10.0,
             lambda_identity: 0.5,
             pool_size: 50,
+            g_norm: Norm::Instance,
             upscale: Upscale::Transposed,
             residual: false,
             skips: false,
             average: false,
             augment: 0.0,
         }
+    }
+
+    /// Checkpoints of one discriminator a domain hold a number, and those of before there were norms to choose say none.
+    #[test]
+    fn what_is_stored_is_read_again() {
+        for d_layers in [vec![3], vec![1, 3]] {
+            let a = Architecture { d_layers, g_norm: Norm::None, ..architecture() };
+            let text = serde_json::to_string(&a).unwrap();
+            assert_eq!(serde_json::from_str::<Architecture>(&text).unwrap(), a);
+        }
+        let mut older = serde_json::to_value(architecture()).unwrap();
+        assert_eq!(older["d_layers"], 3);
+        older.as_object_mut().unwrap().remove("g_norm");
+        assert_eq!(serde_json::from_value::<Architecture>(older).unwrap(), architecture());
+    }
+
+    #[test]
+    fn judges_have_names_of_their_own() {
+        let a = Architecture { d_layers: vec![1, 3], ..architecture() };
+        let names: Vec<String> = a.discriminators().into_iter().map(|spec| spec.name).collect();
+        let distinct: std::collections::BTreeSet<&String> = names.iter().collect();
+        assert_eq!((distinct.len(), names.len()), (names.len(), 2 * (2 * 4 + 2 * 5) - 4));
+        assert!(names.contains(&"d.b_2_11.weight".to_owned()) && names.contains(&"d.a0.bias".to_owned()));
+        assert!(!a.is_the_authors() && architecture().is_the_authors());
+        assert!(!Architecture { g_norm: Norm::None, ..architecture() }.is_the_authors());
+    }
+
+    /// He et al. 2015: with so wide weights what goes through a rectifier keeps its mean square.
+    #[test]
+    fn without_norms_weights_are_as_wide_as_rectifiers_need() {
+        let a = Architecture { g_norm: Norm::None, ..architecture() };
+        let deviation = |name: &str| match a.generator("a2b").iter().find(|spec| spec.name == name).unwrap().init {
+            Init::Gaussian { mean: 0.0, deviation } => deviation,
+            other => panic!("{name}: {other:?}"),
+        };
+        let close = |name: &str, expected: f32| assert!((deviation(name) - expected).abs() < 1e-6, "{name}");
+        close("g.a2b1.weight", (2.0f32 / (3.0 * 49.0)).sqrt());
+        close("g.a2b10.conv_block.1.weight", (2.0f32 / (256.0 * 9.0)).sqrt());
+        close("g.a2b10.conv_block.5.weight", 0.25 * (2.0f32 / (256.0 * 9.0)).sqrt());
+        close("g.a2b26.weight", 0.25 * (2.0f32 / (64.0 * 49.0)).sqrt());
     }
 
     fn total(list: &[ParameterSpec]) -> u64 {

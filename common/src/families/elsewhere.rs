@@ -245,17 +245,18 @@ fn counted(layer: &str, features: i64) -> [Constant; 3] {
 
 /// CycleGAN's networks (gan.md 2.8). The authors' D_A stands against G_A: it judges images of B.
 fn unpaired(a: &cyclegan::Architecture) -> Vec<Network> {
-    let (generators, discriminators) = (a.generators(), a.discriminators());
-    let list = judge_list(&a.patches());
+    let generators = a.generators();
     let network = |name, specs: &[ParameterSpec], prefix: &str, list: &str| {
         renamed(name, specs, |ours| Some(format!("{list}.{}", ours.strip_prefix(prefix)?)))
     };
-    let mut all = vec![
-        network("G_A", &generators, "g.a2b", "model"),
-        network("G_B", &generators, "g.b2a", "model"),
-        network("D_A", &discriminators, "d.b", list),
-        network("D_B", &discriminators, "d.a", list),
-    ];
+    let mut all = vec![network("G_A", &generators, "g.a2b", "model"), network("G_B", &generators, "g.b2a", "model")];
+    let names: [[_; cyclegan::MOST_JUDGES]; 2] = [["D_A", "D_A_2", "D_A_3"], ["D_B", "D_B_2", "D_B_3"]];
+    for (domain, names) in ["b", "a"].into_iter().zip(names) {
+        let judges = a.judges(domain).into_iter().zip(names);
+        all.extend(judges.map(|((prefix, patches), name)| {
+            network(name, &patches.parameters(&prefix), &prefix, judge_list(&patches))
+        }));
+    }
     if a.average {
         let averages = [averaged("average_G_A", &all[0]), averaged("average_G_B", &all[1])];
         all.extend(averages);
@@ -626,6 +627,7 @@ mod tests {
             "family = \"cyclegan\"",
             "family = \"cyclegan\"\ng_blocks = 6\nd_layers = 0",
             "family = \"cyclegan\"\nupscale = \"nearest\"\naverage = true\ng_downs = 1",
+            "family = \"cyclegan\"\ng_norm = \"none\"\nd_layers = [1, 0, 3]",
             "family = \"pix2pix\"",
             "family = \"pix2pix\"\ng_downs = 5\nd_layers = 0",
         ] {

@@ -74,11 +74,13 @@ impl PatchGan {
 
 /// The weight of a convolution.
 pub(super) fn weight(layer: &str, shape: &[i64]) -> ParameterSpec {
-    ParameterSpec {
-        name: format!("{layer}.weight"),
-        shape: shape.to_vec(),
-        init: Init::Gaussian { mean: 0.0, deviation: SPREAD },
-    }
+    weight_of(layer, shape, SPREAD)
+}
+
+/// The same of another standard deviation.
+pub(super) fn weight_of(layer: &str, shape: &[i64], deviation: f32) -> ParameterSpec {
+    let init = Init::Gaussian { mean: 0.0, deviation };
+    ParameterSpec { name: format!("{layer}.weight"), shape: shape.to_vec(), init }
 }
 
 /// Something that starts at 0.

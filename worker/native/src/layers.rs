@@ -70,15 +70,15 @@ pub fn leaky_pixel_norm(tensor: &Tensor, slope: f64, epsilon: f64) -> Result<Ten
 }
 
 /// `x + norm(conv2(reflect(relu(norm(conv1(reflect(x)))))))`: 3x3 convolutions over images reflected at their edges, each map of each sample
-/// brought to mean 0 and variance 1. `layers` are weight and bias of both. Backward remembers `x` and the layers, and computes the rest once
+/// brought to mean 0 and variance 1, where it is `normed`. `layers` are weight and bias of both. Backward remembers `x` and the layers, and computes the rest once
 /// more. Differentiable once.
 ///
 /// # Errors
 /// When libtorch refuses shapes, types or devices.
-pub fn residual(x: &Tensor, layers: [&Tensor; 4]) -> Result<Tensor, NativeError> {
+pub fn residual(x: &Tensor, layers: [&Tensor; 4], normed: bool) -> Result<Tensor, NativeError> {
     let (x, [w1, b1, w2, b2]) = (handle(x), layers.map(handle));
     // SAFETY: the five handles are live for the length of the call; `out` is written on success only.
-    made("residual", |out| unsafe { sys::gfn_residual(x, w1, b1, w2, b2, out) })
+    made("residual", |out| unsafe { sys::gfn_residual(x, w1, b1, w2, b2, normed, out) })
 }
 
 /// The tensor that `make` writes into the place it is given.

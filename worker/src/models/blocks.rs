@@ -71,30 +71,33 @@ pub fn instance_norm(x: &Tensor) -> Tensor {
     x.instance_norm(None::<Tensor>, None::<Tensor>, None::<Tensor>, None::<Tensor>, true, 0.0, 1e-5, false)
 }
 
-/// A norm that knows one sample only, with or without a learned scale and shift.
+/// A norm that knows one sample only, with or without a learned scale and shift; or none.
 #[derive(Debug)]
-pub struct Norm {
-    learned: Option<(Tensor, Tensor)>,
+pub enum Norm {
+    /// Leaves everything as it is.
+    None,
+    /// Instance norm, nothing learned.
+    Plain,
+    /// The same with a scale and a shift.
+    Affine(Tensor, Tensor),
 }
 
 impl Norm {
-    /// Nothing learned: instance norm.
-    #[must_use]
-    pub fn plain() -> Self {
-        Self { learned: None }
-    }
-
     /// The scale and shift `name` of `parameters`: batch norm over a batch of one.
     #[must_use]
     pub fn affine(parameters: &Parameters, name: &str) -> Self {
         let tensor = |kind: &str| parameters.get(&format!("{name}.{kind}")).shallow_clone();
-        Self { learned: Some((tensor("weight"), tensor("bias"))) }
+        Self::Affine(tensor("weight"), tensor("bias"))
     }
 
     /// `[n, c, h, w]`, of each sample each feature map by itself.
-    pub fn apply(&self, x: &Tensor) -> Tensor {
-        let Some((weight, bias)) = &self.learned else { return instance_norm(x) };
-        x.instance_norm(Some(weight), Some(bias), None::<&Tensor>, None::<&Tensor>, true, 0.0, 1e-5, false)
+    pub fn apply(&self, x: Tensor) -> Tensor {
+        let none = None::<&Tensor>;
+        match self {
+            Self::None => x,
+            Self::Plain => instance_norm(&x),
+            Self::Affine(weight, bias) => x.instance_norm(Some(weight), Some(bias), none, none, true, 0.0, 1e-5, false),
+        }
     }
 }
 
@@ -143,9 +146,10 @@ impl Conv {
         x.conv2d(&self.weight, Some(&self.bias), stride, padding, 1, 1)
     }
 
-    /// `x + norm(other(reflect(relu(norm(self(reflect(x)))))))`, of which backward remembers `x` alone and computes the rest once more.
-    pub fn residual(&self, other: &Self, x: &Tensor) -> Tensor {
-        let made = native::residual(x, [&self.weight, &self.bias, &other.weight, &other.bias]);
+    /// `x + norm(other(reflect(relu(norm(self(reflect(x)))))))`, of which backward remembers `x` alone and computes the rest once more. Where it
+    /// is not `normed`, `norm` leaves all as it is.
+    pub fn residual(&self, other: &Self, x: &Tensor, normed: bool) -> Tensor {
+        let made = native::residual(x, [&self.weight, &self.bias, &other.weight, &other.bias], normed);
         made.expect("a block's shapes follow from the architecture")
     }
 

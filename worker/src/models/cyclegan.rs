@@ -8,11 +8,11 @@
 //! Instance norm knows one sample only, so passes of several images through one network are made as one.
 
 use super::augment::augmented;
-use super::blocks::{Conv, instance_norm, l1, range, reflect, single};
-use super::patchgan::Judge;
+use super::blocks::{Conv, Norm, l1, range, reflect, single};
+use super::patchgan::Panel;
 use super::{Batch, Draw, GanModel, Loss, Phase, Role, Translator, Whole, mean};
 use crate::parameters::Parameters;
-use common::families::cyclegan::{Architecture, DIRECTIONS, DOMAINS, Upscale};
+use common::families::cyclegan::{self as family, Architecture, DIRECTIONS, DOMAINS, Upscale};
 use common::growth::Level;
 use common::schedule::Stage;
 use common::seed::{Purpose, Stream};
@@ -29,6 +29,7 @@ struct Generator {
     blocks: Vec<[Conv; 2]>,
     up: Vec<Conv>,
     last: Conv,
+    norm: Norm,
     upscale: Upscale,
     /// What it makes is added to its input.
     residual: bool,
@@ -48,6 +49,10 @@ impl Generator {
             blocks: (places.blocks).map(|place| [1, 5].map(|i| conv(place, &format!(".conv_block.{i}")))).collect(),
             up: places.up.into_iter().map(|place| conv(place, "")).collect(),
             last: conv(places.last, ""),
+            norm: match a.g_norm {
+                family::Norm::Instance => Norm::Plain,
+                family::Norm::None => Norm::None,
+            },
             upscale: a.upscale,
             residual: a.residual,
             skips: a.skips,
@@ -57,27 +62,28 @@ impl Generator {
 
     /// `[n, 3, h, w] -> [n, 3, h, w]` in [-1, 1]; sides are multiples of [`Architecture::multiple`].
     fn forward(&self, images: &Tensor) -> Tensor {
-        let mut x = instance_norm(&self.first.apply(&reflect(images, 3), 1, 0)).relu_();
+        let norm = |x: Tensor| self.norm.apply(x);
+        let mut x = norm(self.first.apply(&reflect(images, 3), 1, 0)).relu_();
         let mut before = Vec::new();
         for conv in &self.down {
             before.extend(self.skips.then(|| x.shallow_clone()));
-            x = instance_norm(&conv.apply(&x, 2, 1)).relu_();
+            x = norm(conv.apply(&x, 2, 1)).relu_();
         }
         for [one, other] in &self.blocks {
             if self.sparing {
-                x = one.residual(other, &x);
+                x = one.residual(other, &x, !matches!(self.norm, Norm::None));
                 continue;
             }
-            let inner = instance_norm(&one.apply(&reflect(&x, 1), 1, 0)).relu_();
+            let inner = norm(one.apply(&reflect(&x, 1), 1, 0)).relu_();
             // not in place: a rectifier's derivative is that of what it gave
-            x = &x + instance_norm(&other.apply(&reflect(&inner, 1), 1, 0));
+            x = &x + norm(other.apply(&reflect(&inner, 1), 1, 0));
         }
         for conv in &self.up {
             let doubled = match self.upscale {
                 Upscale::Transposed => conv.transposed(&x),
                 Upscale::Nearest => conv.upscaling(&x),
             };
-            x = instance_norm(&doubled).relu_();
+            x = norm(doubled).relu_();
             if let Some(before) = before.pop() {
                 // not in place, as in the blocks
                 x = &x + before;
@@ -105,7 +111,7 @@ pub struct CycleGan {
     /// The same with averaged weights, where they are kept.
     averaged: Option<[Generator; 2]>,
     /// Of A, of B.
-    judges: [Judge; 2],
+    judges: [Panel; 2],
     sparing: bool,
 }
 
@@ -143,8 +149,7 @@ impl CycleGan {
             generators: generators(&g),
             averaged: average.as_ref().map(generators),
             sparing,
-            judges: DOMAINS
-                .map(|domain| Judge::new(&architecture.patches(), &d, &format!("d.{domain}"), architecture.gan_loss)),
+            judges: DOMAINS.map(|domain| Panel::new(&architecture.judges(domain), &d, architecture.gan_loss)),
             architecture,
             g,
             d,
@@ -176,8 +181,8 @@ impl CycleGan {
         let mean = |of_each: &Tensor| mean(of_each, batch);
         let [seen_a, seen_b] =
             [(&fake_a, Seen::ByG(0)), (&fake_b, Seen::ByG(1))].map(|(fake, by)| self.seen(fake, by, batch, draw));
-        let gan_a2b = mean(&judge_b.distance(&judge_b.score(&seen_b), true));
-        let gan_b2a = mean(&judge_a.distance(&judge_a.score(&seen_a), true));
+        let gan_a2b = mean(&judge_b.from_real(&seen_b));
+        let gan_b2a = mean(&judge_a.from_real(&seen_a));
         let (cycle_a, cycle_b) = (mean(&l1(&back_a, &real_a)), mean(&l1(&back_b, &real_b)));
         let mut objective = &gan_a2b + &gan_b2a + &cycle_a * a.lambda_a + &cycle_b * a.lambda_b;
         let mut statistics = vec![
@@ -210,7 +215,7 @@ impl CycleGan {
         let made = there.forward(&if identity { Tensor::cat(&[&from, &to], 0) } else { from.shallow_clone() });
         let fake = made.narrow(0, 0, n);
         let mean = |of_each: &Tensor| mean(of_each, batch);
-        let gan = mean(&judge.distance(&judge.score(&self.seen(&fake, Seen::ByG(1 - way), batch, draw)), true));
+        let gan = mean(&judge.from_real(&self.seen(&fake, Seen::ByG(1 - way), batch, draw)));
         let cycle = mean(&l1(&back.forward(&fake), &from));
         let mut objective = &gan + &cycle * here;
         let mut statistics = vec![(names[0], gan.detach()), (names[1], cycle.detach())];
@@ -234,7 +239,7 @@ impl CycleGan {
             let shown = self.shown(domain).narrow(0, i64::from(batch.samples.start), batch.len());
             let real = self.seen(real, Seen::Real(domain), batch, draw);
             let shown = self.seen(&shown, Seen::Made(domain), batch, draw);
-            let errors = self.judges[domain].errors(&real, &shown, domain, batch, draw);
+            let errors = self.judges[domain].errors(&real, &shown, (domain, DOMAINS.len()), batch, draw);
             let [loss, of_real, of_fake] = errors.map(|errors| mean(&errors, batch));
             let (name, on_real, on_fake) = names[domain];
             statistics.extend([(name, loss.detach()), (on_real, of_real), (on_fake, of_fake)]);

@@ -21,6 +21,53 @@ pub struct Judge {
     loss: GanLoss,
 }
 
+/// The judges of one domain, each of patches of its own size, heard alike.
+#[derive(Debug)]
+pub struct Panel(Vec<Judge>);
+
+impl Panel {
+    /// Judges by what their parameters' names begin with.
+    #[must_use]
+    pub fn new(of: &[(String, PatchGan)], parameters: &Parameters, loss: GanLoss) -> Self {
+        Self(of.iter().map(|(prefix, patches)| Judge::new(patches, parameters, prefix, loss)).collect())
+    }
+
+    /// One after the other.
+    #[cfg(test)]
+    pub fn judges(&self) -> &[Judge] {
+        &self.0
+    }
+
+    /// How far they are from taking `images` for real, for each sample: what G is to make less.
+    pub fn from_real(&self, images: &Tensor) -> Tensor {
+        let distance = |judge: &Judge| judge.distance(&judge.score(images), true);
+        self.mean(self.0.iter().map(distance))
+    }
+
+    /// As [`Judge::errors`]; `number` tells apart the panels of one loss, which are `panels`.
+    pub fn errors(
+        &self,
+        real: &Tensor,
+        made: &Tensor,
+        (number, panels): (usize, usize),
+        batch: &Batch,
+        draw: &Draw,
+    ) -> [Tensor; 3] {
+        let of_each: Vec<[Tensor; 3]> = self
+            .0
+            .iter()
+            .enumerate()
+            .map(|(i, judge)| judge.errors(real, made, number + i * panels, batch, draw))
+            .collect();
+        [0, 1, 2].map(|what| self.mean(of_each.iter().map(|of_one| of_one[what].shallow_clone())))
+    }
+
+    fn mean(&self, of_each: impl Iterator<Item = Tensor>) -> Tensor {
+        let sum = of_each.reduce(|one, other| one + other).expect("there is a judge: the configuration is checked");
+        if self.0.len() == 1 { sum } else { sum / self.0.len() as f64 }
+    }
+}
+
 impl Judge {
     /// The discriminator `prefix` of `parameters`, whose scores are held against `loss`.
     #[must_use]
@@ -31,7 +78,7 @@ impl Judge {
             let bias = (!affine).then(|| parameters.get(&format!("{name}.bias")).shallow_clone());
             let norm = match affine {
                 true => Norm::affine(parameters, &format!("{prefix}{}", layer.place + 1)),
-                false => Norm::plain(),
+                false => Norm::Plain,
             };
             (parameters.get(&format!("{name}.weight")).shallow_clone(), bias, norm, layer)
         };
@@ -46,7 +93,7 @@ impl Judge {
             let padding = if layer.kernel > 1 { 1 } else { 0 };
             x = x.conv2d(weight, bias.as_ref(), layer.stride, padding, 1, 1);
             if layer.normed {
-                x = norm.apply(&x);
+                x = norm.apply(x);
             }
             if i < last {
                 x = leaky(x);

@@ -57,7 +57,7 @@ impl UNet {
                 None => images.conv2d(weight, None::<&Tensor>, 2, 1, 1, 1),
             };
             beside.push(match norm {
-                Some(norm) => norm.apply(&x),
+                Some(norm) => norm.apply(x),
                 None => x,
             });
         }
@@ -70,7 +70,7 @@ impl UNet {
             let bias = if i == 0 { Some(&self.bias) } else { None };
             let mut made = input.conv_transpose2d(weight, bias, 2, 1, 0, 1, 1);
             if let Some(norm) = norm {
-                made = norm.apply(&made);
+                made = norm.apply(made);
             }
             if *drops {
                 made = &made * dropout(&made.size(), i);

@@ -162,6 +162,22 @@ fn values_that_do_not_fit_together() {
             "default: model.d_layers: 3 layers leave nothing to judge at 16 pixels\n    fewer layers, or model.resolution = 32",
         ),
         (
+            "[model]\nfamily = \"cyclegan\"\nresolution = 16\nd_layers = [1, 3]",
+            "run.toml:7: model.d_layers: 3 layers leave nothing to judge at 16 pixels",
+        ),
+        (
+            "[model]\nfamily = \"cyclegan\"\nd_layers = []",
+            "run.toml:6: model.d_layers: 0 discriminators a domain\n    one number, or a list of 1 to 3",
+        ),
+        (
+            "[model]\nfamily = \"cyclegan\"\nd_layers = [0, 1, 2, 3]",
+            "run.toml:6: model.d_layers: 4 discriminators a domain",
+        ),
+        (
+            "[model]\nfamily = \"cyclegan\"\nd_layers = [1, 7]",
+            "run.toml:6: model.d_layers: expected a whole number from 0 to 6",
+        ),
+        (
             "[model]\nfamily = \"cyclegan\"\nresolution = 16\ng_downs = 4\nd_layers = 1",
             "run.toml:7: model.g_downs: 4 halvings leave one pixel of 16\n    fewer, or model.resolution = 32 or more",
         ),

@@ -1,6 +1,7 @@
 use super::*;
+use crate::models::blocks::instance_norm;
 use crate::models::testing::two_domains;
-use common::families::cyclegan::{GanLoss, Upscale};
+use common::families::cyclegan::{GanLoss, Norm as GNorm, Upscale};
 
 const F64: (Kind, Device) = (Kind::Double, Device::Cpu);
 const SIDE: u32 = 16;
@@ -23,12 +24,13 @@ fn architecture() -> Architecture {
         g_blocks: 2,
         g_downs: 2,
         d_width: 4,
-        d_layers: 2,
+        d_layers: vec![2],
         gan_loss: GanLoss::Lsgan,
         lambda_a: 10.0,
         lambda_b: 7.0,
         lambda_identity: 0.5,
         pool_size: 50,
+        g_norm: GNorm::Instance,
         upscale: Upscale::Transposed,
         residual: false,
         skips: false,
@@ -86,11 +88,12 @@ fn close(a: f64, b: f64) -> bool {
 /// gan.md 19, item 3, and 2.1: fully convolutional, a map of 30x30 scores at 256.
 #[test]
 fn images_keep_their_size_and_scores_are_maps() {
-    let narrow = Architecture { g_width: 1, g_blocks: 1, d_width: 1, d_layers: 3, resolution: 256, ..architecture() };
+    let narrow =
+        Architecture { g_width: 1, g_blocks: 1, d_width: 1, d_layers: vec![3], resolution: 256, ..architecture() };
     let model = CycleGan::new(Architecture { pool_size: 0, ..narrow }, 1, false, 7, Kind::Float, Device::Cpu);
     let image = Tensor::rand([1, 3, 256, 256], (Kind::Float, Device::Cpu));
     assert_eq!(model.translate(0, &image).size(), [1, 3, 256, 256]);
-    assert_eq!(model.judges[0].score(&image).size(), [1, 1, 30, 30]);
+    assert_eq!(model.judges[0].judges()[0].score(&image).size(), [1, 1, 30, 30]);
     let other = Tensor::rand([2, 3, 20, 44], (Kind::Float, Device::Cpu));
     let made = model.translate(1, &other);
     assert_eq!(made.size(), [2, 3, 20, 44]);
@@ -151,18 +154,37 @@ fn a_generator_may_halve_nothing() {
     assert_eq!(made.size(), [1, 3, 17, 23]);
 }
 
+/// Without norms an image's brightness is not lost on the way, and what goes through neither dies out nor swells.
+#[test]
+fn without_norms_images_go_through_in_their_size() {
+    let model = model(Architecture { g_norm: GNorm::None, g_width: 16, g_blocks: 6, ..architecture() });
+    let generator = &model.generators[0];
+    let [image, _] = reals(&batch(0..MINIBATCH), &draw(40));
+    let spread = |x: &Tensor| x.std(true).double_value(&[]);
+    let made = generator.forward(&image);
+    assert!((0.02..0.6).contains(&spread(&made)), "{}", spread(&made));
+    let darker = generator.forward(&(&image * 0.5));
+    assert!((made - darker).abs().max().double_value(&[]) > 1e-2);
+}
+
 /// gan.md 2.3, pass by pass; identity weighs lambda * lambda_identity.
 #[test]
 fn the_objective_of_g_is_the_sum_of_its_terms() {
-    for (lambda_identity, upscale, g_downs) in [(0.5, Upscale::Transposed, 2), (0.0, Upscale::Nearest, 1)] {
-        let model = model(Architecture { lambda_identity, upscale, g_downs, ..architecture() });
+    for (lambda_identity, upscale, g_downs, g_norm, d_layers) in [
+        (0.5, Upscale::Transposed, 2, GNorm::Instance, vec![2]),
+        (0.0, Upscale::Nearest, 1, GNorm::None, vec![1, 0, 2]),
+    ] {
+        let model = model(Architecture { lambda_identity, upscale, g_downs, g_norm, d_layers, ..architecture() });
         let [a, b] = reals(&batch(0..MINIBATCH), &draw(40));
         let [a2b, b2a] = &model.generators;
         let [judge_a, judge_b] = &model.judges;
         let whole = |x: Tensor| x.mean(Kind::Double).double_value(&[]);
         let l1 = |x: &Tensor, y: &Tensor| whole((x - y).abs());
         let (fake_b, fake_a) = (a2b.forward(&a), b2a.forward(&b));
-        let gan = |judge: &Judge, x: &Tensor| whole((judge.score(x) - 1.0).square());
+        let gan = |panel: &Panel, x: &Tensor| {
+            let of_each = panel.judges().iter().map(|judge| whole((judge.score(x) - 1.0).square()));
+            of_each.sum::<f64>() / panel.judges().len() as f64
+        };
         let expected = gan(judge_b, &fake_b)
             + gan(judge_a, &fake_a)
             + 10.0 * l1(&b2a.forward(&fake_b), &a)
@@ -181,7 +203,7 @@ fn the_objective_of_g_is_the_sum_of_its_terms() {
 /// gan.md 19, item 17.
 #[test]
 fn a_step_of_g_leaves_d_without_gradients_and_d_loses_half_of_both_errors() {
-    let model = model(architecture());
+    let model = model(Architecture { d_layers: vec![2, 1], ..architecture() });
     let of_g = loss(&model, 0, 0..MINIBATCH);
     of_g.objective.backward();
     assert!(model.d.tensors().iter().all(|tensor| !tensor.grad().defined()));
@@ -191,8 +213,10 @@ fn a_step_of_g_leaves_d_without_gradients_and_d_loses_half_of_both_errors() {
     let of_d = loss(&model, 1, 0..MINIBATCH);
     let mut sum = 0.0;
     for (domain, (real, name)) in [(a, "loss/d_a"), (b, "loss/d_b")].iter().enumerate() {
-        let judge = &model.judges[domain];
-        let errors = whole((judge.score(real) - 1.0).square()) + whole(judge.score(model.shown(domain)).square());
+        let judges = model.judges[domain].judges().iter();
+        let of_each = judges
+            .map(|judge| whole((judge.score(real) - 1.0).square()) + whole(judge.score(model.shown(domain)).square()));
+        let errors = of_each.sum::<f64>() / 2.0;
         let told = of_d.statistics.iter().find(|(told, _)| told == name).unwrap().1.double_value(&[]);
         assert!(close(told, errors / 2.0), "{name}: {told} {errors}");
         sum += told;
@@ -203,7 +227,7 @@ fn a_step_of_g_leaves_d_without_gradients_and_d_loses_half_of_both_errors() {
 #[test]
 fn shares_of_a_minibatch_add_up_to_its_gradient() {
     for gan_loss in [GanLoss::Lsgan, GanLoss::Vanilla, GanLoss::Wgangp] {
-        let model = model(Architecture { gan_loss, ..architecture() });
+        let model = model(Architecture { gan_loss, d_layers: vec![2, 0], ..architecture() });
         settle(&model, loss(&model, 0, 0..MINIBATCH).handed.unwrap(), 0);
         for phase in [0, 1] {
             let whole = gradient(&model, phase, 0..MINIBATCH);
@@ -262,8 +286,14 @@ fn what_overflowed_never_stays_in_a_pool() {
 /// Both ways one after the other, with blocks that remember nothing, are both ways at once.
 #[test]
 fn less_memory_gives_the_same_gradient() {
-    let plain = model(architecture());
-    let sparing = CycleGan::new(architecture(), MINIBATCH, true, 7, Kind::Double, Device::Cpu);
+    for g_norm in [GNorm::Instance, GNorm::None] {
+        sparing_is_plain(&Architecture { g_norm, ..architecture() });
+    }
+}
+
+fn sparing_is_plain(architecture: &Architecture) {
+    let plain = model(architecture.clone());
+    let sparing = CycleGan::new(architecture.clone(), MINIBATCH, true, 7, Kind::Double, Device::Cpu);
     let phase = &sparing.phases()[0].clone();
     assert_eq!((plain.parts(phase), sparing.parts(phase), sparing.parts(&sparing.phases()[1])), (1, 2, 1));
     let whole = loss(&plain, 0, 1..4);
