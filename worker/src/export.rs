@@ -63,7 +63,14 @@ fn suits(format: Format, model: &Model) -> Result<(), Failure> {
         true => Ok(()),
         false => {
             let (family, known) = (model.family(), Format::list(known));
-            Err(Failure::Usage(format!("--format {format}: networks of family \"{family}\" are written as {known}")))
+            let own = match model {
+                Model::CycleGan(a) if format == Format::PytorchCycleGan => a.own().join(", "),
+                _ => String::new(),
+            };
+            let with = if own.is_empty() { own } else { format!(", with {own} as they are here,") };
+            Err(Failure::Usage(format!(
+                "--format {format}: networks of family \"{family}\"{with} are written as {known}"
+            )))
         }
     }
 }

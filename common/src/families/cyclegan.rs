@@ -1,7 +1,7 @@
 //! CycleGAN as data: its keys, its defaults and its parameters (Zhu et al., "Unpaired Image-to-Image Translation using
 //! Cycle-Consistent Adversarial Networks", ICCV 2017, and the authors' PyTorch code).
 //!
-//! `a2b` makes images of domain A into ones of B, `b2a` the other way; `a` and `b` judge images of their domain. Numbers in
+//! `a2b` makes images of domain A into ones of B, `b2a` the other way; `a` and `b`, one network each or several, judge images of their domain. Numbers in
 //! names are places in the authors' lists of layers, so that weights travel by renaming. The networks are in the worker.
 
 use super::patchgan::{PatchGan, weight, weight_of, zero};
@@ -145,14 +145,14 @@ impl Architecture {
         DIRECTIONS.iter().flat_map(|direction| self.generator(direction)).collect()
     }
 
-    /// Every parameter of both discriminators, in the order in which they are drawn.
+    /// Every parameter of both domains' discriminators, in the order in which they are drawn.
     #[must_use]
     pub fn discriminators(&self) -> Vec<ParameterSpec> {
         let judges = DOMAINS.iter().flat_map(|domain| self.judges(domain));
         judges.flat_map(|(prefix, patches)| patches.parameters(&prefix)).collect()
     }
 
-    /// Places of a generator's layers in the authors' list: a convolution is followed by its norm and its rectifier.
+    /// Places of a generator's layers in the authors' list: a convolution is followed by its norm, which may do nothing, and its rectifier.
     #[must_use]
     pub fn places(&self) -> Places {
         let blocks = 4 + 3 * self.g_downs;
@@ -168,12 +168,24 @@ impl Architecture {
         }
     }
 
-    /// Whether the authors' code can build such generators.
+    /// The keys by which generators are others than the authors' code builds.
     #[must_use]
-    pub fn is_the_authors(&self) -> bool {
-        let theirs =
-            self.upscale == Upscale::Transposed && self.g_downs == AUTHORS_DOWNS && self.g_norm == Norm::Instance;
-        theirs && !self.residual && !self.skips && self.d_layers.len() == 1
+    pub fn own_generators(&self) -> Vec<&'static str> {
+        let keys = [
+            ("model.g_downs", self.g_downs != AUTHORS_DOWNS),
+            ("model.g_norm", self.g_norm != Norm::Instance),
+            ("model.upscale", self.upscale != Upscale::Transposed),
+            ("model.residual", self.residual),
+            ("model.skips", self.skips),
+        ];
+        keys.into_iter().filter_map(|(key, own)| own.then_some(key)).collect()
+    }
+
+    /// The same of all networks.
+    #[must_use]
+    pub fn own(&self) -> Vec<&'static str> {
+        let several = (self.d_layers.len() > 1).then_some("model.d_layers");
+        self.own_generators().into_iter().chain(several).collect()
     }
 
     /// Pixels that become one on the way down: sides are multiples of it.
@@ -185,14 +197,17 @@ impl Architecture {
     /// The parameters of one generator, `g.<direction><layer>.…` (gan.md 2.1).
     fn generator(&self, direction: &str) -> Vec<ParameterSpec> {
         let (w, places) = (i64::from(self.g_width), self.places());
-        let named = |name: &str, shape: [i64; 4], out: i64, ends: bool| {
+        let named = |name: &str, shape: [i64; 4], out: i64, summed: i64, ends: bool| {
             let weight = match self.g_norm {
                 Norm::Instance => weight(name, &shape),
-                Norm::None => weight_of(name, &shape, wide(&shape, ends)),
+                Norm::None => weight_of(name, &shape, wide(summed, ends)),
             };
             [weight, zero(&format!("{name}.bias"), out)]
         };
-        let layer = |place: u32, shape, out| named(&format!("g.{direction}{place}"), shape, out, place == places.last);
+        let layer = |place: u32, shape: [i64; 4], out| {
+            let summed = shape[1..].iter().product();
+            named(&format!("g.{direction}{place}"), shape, out, summed, place == places.last)
+        };
         let mut list = Vec::new();
         list.extend(layer(places.first, [w, 3, 7, 7], w));
         let mut width = w;
@@ -203,17 +218,17 @@ impl Architecture {
         for block in places.blocks.clone() {
             for conv in [1, 5] {
                 let name = format!("g.{direction}{block}.conv_block.{conv}");
-                list.extend(named(&name, [width, width, 3, 3], width, conv == 5));
+                list.extend(named(&name, [width, width, 3, 3], width, 9 * width, conv == 5));
             }
         }
         for &place in &places.up {
             let out = width / 2;
-            let shape = match self.upscale {
-                // what comes in stands first
-                Upscale::Transposed => [width, out, 3, 3],
-                Upscale::Nearest => [out, width, 3, 3],
+            let (shape, summed) = match self.upscale {
+                // what comes in stands first; of the nine places of the kernel a pixel has two and a quarter, on average
+                Upscale::Transposed => ([width, out, 3, 3], 9 * width / 4),
+                Upscale::Nearest => ([out, width, 3, 3], 9 * width),
             };
-            list.extend(layer(place, shape, out));
+            list.extend(named(&format!("g.{direction}{place}"), shape, out, summed, false));
             width = out;
         }
         list.extend(layer(places.last, [3, w, 7, 7], 3));
@@ -260,11 +275,10 @@ pub struct Places {
     pub last: u32,
 }
 
-/// Standard deviation of the weights of a layer that no norm follows: such that what goes through keeps its size (He et al. 2015), and a
-/// part of that where the layer `ends` a block, which is added to what came in, or makes the image.
-fn wide(shape: &[i64; 4], ends: bool) -> f32 {
-    let inputs: i64 = shape[1..].iter().product();
-    (2.0 / inputs as f32).sqrt() * if ends { 0.25 } else { 1.0 }
+/// Standard deviation of the weights of a layer that no norm follows, which sums so many numbers: such that what goes through keeps its
+/// size (He et al. 2015), and a part of that where the layer `ends` a block, which is added to what came in, or makes the image.
+fn wide(summed: i64, ends: bool) -> f32 {
+    (2.0 / summed.max(1) as f32).sqrt() * if ends { 0.25 } else { 1.0 }
 }
 
 #[cfg(test)]
@@ -314,8 +328,9 @@ mod tests {
         let distinct: std::collections::BTreeSet<&String> = names.iter().collect();
         assert_eq!((distinct.len(), names.len()), (names.len(), 2 * (2 * 4 + 2 * 5) - 4));
         assert!(names.contains(&"d.b_2_11.weight".to_owned()) && names.contains(&"d.a0.bias".to_owned()));
-        assert!(!a.is_the_authors() && architecture().is_the_authors());
-        assert!(!Architecture { g_norm: Norm::None, ..architecture() }.is_the_authors());
+        assert_eq!((architecture().own(), a.own()), (vec![], vec!["model.d_layers"]));
+        let bare = Architecture { g_norm: Norm::None, skips: true, ..a };
+        assert_eq!(bare.own_generators(), ["model.g_norm", "model.skips"]);
     }
 
     /// He et al. 2015: with so wide weights what goes through a rectifier keeps its mean square.
@@ -330,7 +345,11 @@ mod tests {
         close("g.a2b1.weight", (2.0f32 / (3.0 * 49.0)).sqrt());
         close("g.a2b10.conv_block.1.weight", (2.0f32 / (256.0 * 9.0)).sqrt());
         close("g.a2b10.conv_block.5.weight", 0.25 * (2.0f32 / (256.0 * 9.0)).sqrt());
+        close("g.a2b22.weight", (2.0f32 / (128.0 * 9.0 / 4.0)).sqrt());
         close("g.a2b26.weight", 0.25 * (2.0f32 / (64.0 * 49.0)).sqrt());
+        let nearest = Architecture { upscale: Upscale::Nearest, ..a };
+        let up = nearest.generator("b2a").into_iter().find(|spec| spec.name == "g.b2a22.weight").unwrap();
+        assert_eq!(up.init, Init::Gaussian { mean: 0.0, deviation: (2.0f32 / (128.0 * 9.0)).sqrt() });
     }
 
     fn total(list: &[ParameterSpec]) -> u64 {

@@ -51,8 +51,8 @@ impl Format {
         match model {
             Model::ProGan(_) => &[Self::GanZoo, Self::Safetensors],
             Model::Sngan(_) => &[Self::Safetensors],
-            // the authors' code can build no such generators
-            Model::CycleGan(a) if !a.is_the_authors() => &[Self::Safetensors],
+            // the authors' code can build no such networks
+            Model::CycleGan(a) if !a.own().is_empty() => &[Self::Safetensors],
             Model::CycleGan(_) | Model::Pix2Pix(_) => &[Self::PytorchCycleGan, Self::Safetensors],
         }
     }

@@ -80,6 +80,7 @@ pub fn put(of: &Model, from: &Path, network: Option<&str>, model: &dyn GanModel)
     for one in &given {
         let network = known.iter().find(|network| network.name == one.network);
         let network = network.ok_or_else(|| Failure::Usage(format!("there is no network {}", one.network)))?;
+        built_alike(of, one)?;
         found.extend(fitting(network, one)?);
     }
     let live = tensors(model);
@@ -128,6 +129,23 @@ fn resolution(of: &Model, given: &[Given]) -> Result<u32, Failure> {
         _ => Err(Failure::Usage(format!(
             "--from gives networks that have grown to {all:?} px: give those of one checkpoint"
         ))),
+    }
+}
+
+/// A `.pth` of CycleGAN's holds generators of the authors' code: names and shapes do not tell whether those of `of` compute the same.
+fn built_alike(of: &Model, given: &Given) -> Result<(), Failure> {
+    let Model::CycleGan(a) = of else { return Ok(()) };
+    let own = a.own_generators();
+    let theirs = given.file.extension().is_some_and(|ending| ending == "pth") && given.network.contains("G_");
+    match theirs && !own.is_empty() {
+        true => Err(unfit(
+            given,
+            format!(
+                "the run's generators are others than the authors', whose a .pth holds: leave out {}",
+                own.join(", ")
+            ),
+        )),
+        false => Ok(()),
     }
 }
 

@@ -15,8 +15,8 @@ const NOWHERE: &str = "/nowhere";
 
 const CYCLEGAN: &str = "family = \"cyclegan\"\nresolution = 16\ng_width = 4\ng_blocks = 2\nd_width = 4\nd_layers = 1";
 /// One that the authors' code cannot build.
-const SHALLOW: &str = "family = \"cyclegan\"\nresolution = 16\ng_width = 4\ng_blocks = 2\nd_width = 4\nd_layers = 1\ng_downs = 1\n\
-    upscale = \"nearest\"\naverage = true";
+const SHALLOW: &str = "family = \"cyclegan\"\nresolution = 16\ng_width = 4\ng_blocks = 2\nd_width = 4\nd_layers = [1, 0]\ng_downs = 1\n\
+    g_norm = \"none\"\nupscale = \"nearest\"\naverage = true";
 const PIX2PIX: &str = "family = \"pix2pix\"\nresolution = 32\ng_width = 2\ng_downs = 5\nd_width = 2\nd_layers = 1";
 const SNGAN: &str = "family = \"sngan\"\nresolution = 8\nlatent_size = 8\nwidth = 8";
 const PROGAN: &str = "resolution = 16\nlatent_size = 8\nfmap_base = 64\nfmap_max = 8\nupscale = \"unfused\"";
@@ -101,8 +101,8 @@ fn files_are_called_as_their_readers_expect() {
     };
     let authors = ["D_A", "D_B", "G_A", "G_B"].map(|network| format!("latest_net_{network}.pth"));
     assert_eq!(names(CYCLEGAN, Format::PytorchCycleGan), authors);
-    let ours =
-        ["D_A", "D_B", "G_A", "G_B", "average_G_A", "average_G_B"].map(|network| format!("{network}.safetensors"));
+    let ours = ["D_A", "D_A_2", "D_B", "D_B_2", "G_A", "G_B", "average_G_A", "average_G_B"]
+        .map(|network| format!("{network}.safetensors"));
     assert_eq!(names(SHALLOW, Format::Safetensors), ours);
     assert_eq!(Format::of(&config(SHALLOW, 1, Path::new(NOWHERE)).model), [Format::Safetensors]);
     assert_eq!(names(PIX2PIX, Format::Safetensors), ["D.safetensors", "G.safetensors"]);
@@ -119,6 +119,23 @@ fn a_form_that_a_family_has_not_is_refused_and_nothing_is_overwritten() {
     let said = |format| export.write(format, &folder.path().join("out")).unwrap_err().to_string();
     assert!(said(Format::GanZoo).contains("pytorch-cyclegan, safetensors"), "{}", said(Format::GanZoo));
     assert!(said(Format::PytorchCycleGan).contains("latest_net_G_A.pth exists already"));
+}
+
+/// Names and shapes are the same; what is computed is not.
+#[test]
+fn generators_of_the_authors_go_into_no_others() {
+    let (folder, _) = written(CYCLEGAN, Format::PytorchCycleGan, full(CYCLEGAN));
+    let bare = format!("{CYCLEGAN}\ng_norm = \"none\"\nskips = true");
+    let said = taken(&bare, &folder.path().join("out/latest_net_G_A.pth"), None).map(|_| ()).unwrap_err();
+    assert!(said.contains("G_A: ") && said.contains("leave out model.g_norm, model.skips"), "{said}");
+    let (judge, _) = taken(&bare, &folder.path().join("out/latest_net_D_A.pth"), None).unwrap();
+    assert_eq!(judge.from[0].0, "D_A");
+    let config = config(&bare, 1, folder.path());
+    let model = models::build(&config, Kind::Float, Device::Cpu);
+    let export =
+        Export { of: &config.model, model: model.as_ref(), level: full(CYCLEGAN), run: "t", images: ImagesSeen(0) };
+    let said = export.write(Format::PytorchCycleGan, &folder.path().join("none")).unwrap_err().to_string();
+    assert!(said.contains("model.g_norm, model.skips") && said.contains("written as safetensors"), "{said}");
 }
 
 #[test]

@@ -1,11 +1,11 @@
 //! CycleGAN (Zhu et al., "Unpaired Image-to-Image Translation using Cycle-Consistent Adversarial Networks", ICCV 2017): nets,
 //! losses, phases, in this order. Sizes, names and defaults are `common::families::cyclegan`.
 //!
-//! Both generators take one step together, then both discriminators, which are shown images made before that step: some new, some
+//! Both generators take one step together, then all discriminators, which are shown images made before that step: some new, some
 //! from a pool of older ones (Shrivastava et al. 2017). What they will be shown is settled between loss and update, from everybody's
 //! images in the order of the global minibatch, and remembered: the same on every rank, in every checkpoint.
 //!
-//! Instance norm knows one sample only, so passes of several images through one network are made as one.
+//! Norms know one sample only, where there are any, so passes of several images through one network are made as one.
 
 use super::augment::augmented;
 use super::blocks::{Conv, Norm, l1, range, reflect, single};
@@ -98,7 +98,7 @@ impl Generator {
     }
 }
 
-/// The four networks, the average of those that make images, the pools, and their phases.
+/// The networks, the average of those that make images, the pools, and their phases.
 pub struct CycleGan {
     architecture: Architecture,
     phases: [Phase; 2],

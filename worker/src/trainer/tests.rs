@@ -4,7 +4,7 @@ use crate::models::{self, Role};
 use collective::{Collective, Listener, Membership, Mesh, Solo};
 use common::config::resolved::{Ema, Model, ReducePrecision};
 use common::config::{Base, Layers, resolve};
-use common::families::cyclegan::Upscale;
+use common::families::cyclegan::{Norm, Upscale};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -97,6 +97,7 @@ fn sparing(determinism: &str) -> RunConfig {
     config.train.save_memory = true;
     let Model::CycleGan(architecture) = &mut config.model else { unreachable!("it was said") };
     (architecture.average, architecture.upscale, architecture.augment) = (true, Upscale::Nearest, 0.6);
+    (architecture.g_norm, architecture.d_layers) = (Norm::None, vec![1, 0]);
     config.train.ema = Ema::Decay(0.9);
     config
 }

@@ -162,7 +162,7 @@ fn without_norms_images_go_through_in_their_size() {
     let [image, _] = reals(&batch(0..MINIBATCH), &draw(40));
     let spread = |x: &Tensor| x.std(true).double_value(&[]);
     let made = generator.forward(&image);
-    assert!((0.02..0.6).contains(&spread(&made)), "{}", spread(&made));
+    assert!((0.1..0.5).contains(&spread(&made)), "{}", spread(&made));
     let darker = generator.forward(&(&image * 0.5));
     assert!((made - darker).abs().max().double_value(&[]) > 1e-2);
 }
@@ -287,7 +287,7 @@ fn what_overflowed_never_stays_in_a_pool() {
 #[test]
 fn less_memory_gives_the_same_gradient() {
     for g_norm in [GNorm::Instance, GNorm::None] {
-        sparing_is_plain(&Architecture { g_norm, ..architecture() });
+        sparing_is_plain(&Architecture { g_norm, d_layers: vec![2, 1], ..architecture() });
     }
 }
 
