@@ -140,8 +140,8 @@ pub struct RawCycleGan {
     /// Made images of each domain that are kept to be shown to D once more; 0 keeps none.
     #[schemars(range(min = 0, max = 10_000))]
     pub pool_size: Option<u32>,
-    /// What follows the convolutions of a generator: `instance` (norm) as the authors do, or `none`, which keeps colours and is faster where
-    /// images are few and small.
+    /// What follows the convolutions of a generator: `instance` (norm) as the authors do; `layer`, which norms all maps together, and `none` keep
+    /// colours, and learn faster where images are few and small.
     pub g_norm: Option<cyclegan::Norm>,
     /// How a generator doubles the side: `transposed` as the authors do, or `nearest`, which leaves no chequered grain.
     pub upscale: Option<cyclegan::Upscale>,

@@ -265,20 +265,24 @@ struct Halved {
 // A residual block of CycleGAN's generator that remembers what came in and nothing else: backward makes the rest once more, in the
 // precision in which it was made.
 struct Residual : Function<Residual> {
-  static Tensor body(const Tensor& x, const Tensor& w1, const Tensor& b1, const Tensor& w2, const Tensor& b2, bool normed) {
-    const auto norm = [normed](const Tensor& of) {
-      return normed ? at::instance_norm(of, {}, {}, {}, {}, /*use_input_stats=*/true, 0.0, 1e-5, false) : of;
+  static Tensor body(const Tensor& x, const Tensor& w1, const Tensor& b1, const Tensor& w2, const Tensor& b2, int64_t kind) {
+    const auto norm = [kind](const Tensor& of) {
+      switch (kind) {
+        case 1: return at::instance_norm(of, {}, {}, {}, {}, /*use_input_stats=*/true, 0.0, 1e-5, false);
+        case 2: return at::group_norm(of, 1, {}, {}, 1e-5, false);
+        default: return of;
+      }
     };
     const auto inner = at::relu(norm(at::conv2d(at::reflection_pad2d(x, {1, 1, 1, 1}), w1, b1)));
     return x + norm(at::conv2d(at::reflection_pad2d(inner, {1, 1, 1, 1}), w2, b2));
   }
 
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& w1, const Tensor& b1, const Tensor& w2,
-                        const Tensor& b2, bool normed) {
-    ctx->saved_data["normed"] = normed;
+                        const Tensor& b2, int64_t kind) {
+    ctx->saved_data["kind"] = kind;
     ctx->saved_data["halved"] = at::autocast::is_autocast_enabled(x.device().type());
     ctx->save_for_backward({x, w1, b1, w2, b2});
-    return body(x, w1, b1, w2, b2, normed);
+    return body(x, w1, b1, w2, b2, kind);
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
@@ -293,7 +297,7 @@ struct Residual : Function<Residual> {
     {
       const Halved halved(inputs[0].device().type(), ctx->saved_data["halved"].toBool());
       const at::AutoGradMode enabled(true);
-      out = body(inputs[0], inputs[1], inputs[2], inputs[3], inputs[4], ctx->saved_data["normed"].toBool());
+      out = body(inputs[0], inputs[1], inputs[2], inputs[3], inputs[4], ctx->saved_data["kind"].toInt());
     }
     auto found = torch::autograd::grad({out}, wanted, {grads[0]});
     variable_list answer;
@@ -329,10 +333,10 @@ int gfn_leaky_pixel_norm(at::Tensor* x, double slope, double epsilon, at::Tensor
   return guarded([&] { *out = new at::Tensor(LeakyPixelNorm::apply(*x, slope, epsilon)); });
 }
 
-// A residual block: two 3x3 convolutions over reflected edges, each normed where it is said, and what came in. Differentiable once.
-int gfn_residual(at::Tensor* x, at::Tensor* w1, at::Tensor* b1, at::Tensor* w2, at::Tensor* b2, bool normed,
+// A residual block: two 3x3 convolutions over reflected edges, each normed as is said, and what came in. Differentiable once.
+int gfn_residual(at::Tensor* x, at::Tensor* w1, at::Tensor* b1, at::Tensor* w2, at::Tensor* b2, int64_t norm,
                  at::Tensor** out) {
-  return guarded([&] { *out = new at::Tensor(Residual::apply(*x, *w1, *b1, *w2, *b2, normed)); });
+  return guarded([&] { *out = new at::Tensor(Residual::apply(*x, *w1, *b1, *w2, *b2, norm)); });
 }
 
 }  // extern "C"

@@ -69,16 +69,27 @@ pub fn leaky_pixel_norm(tensor: &Tensor, slope: f64, epsilon: f64) -> Result<Ten
     made("leaky_pixel_norm", |out| unsafe { sys::gfn_leaky_pixel_norm(x, slope, epsilon, out) })
 }
 
-/// `x + norm(conv2(reflect(relu(norm(conv1(reflect(x)))))))`: 3x3 convolutions over images reflected at their edges, each map of each sample
-/// brought to mean 0 and variance 1, where it is `normed`. `layers` are weight and bias of both. Backward remembers `x` and the layers, and computes the rest once
+/// What is brought to mean 0 and variance 1 in a residual block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(i64)]
+pub enum BlockNorm {
+    /// Nothing.
+    None = 0,
+    /// Each map of each sample.
+    Instance = 1,
+    /// Each sample.
+    Layer = 2,
+}
+
+/// `x + norm(conv2(reflect(relu(norm(conv1(reflect(x)))))))`: 3x3 convolutions over images reflected at their edges. `layers` are weight and bias of both. Backward remembers `x` and the layers, and computes the rest once
 /// more. Differentiable once.
 ///
 /// # Errors
 /// When libtorch refuses shapes, types or devices.
-pub fn residual(x: &Tensor, layers: [&Tensor; 4], normed: bool) -> Result<Tensor, NativeError> {
+pub fn residual(x: &Tensor, layers: [&Tensor; 4], norm: BlockNorm) -> Result<Tensor, NativeError> {
     let (x, [w1, b1, w2, b2]) = (handle(x), layers.map(handle));
     // SAFETY: the five handles are live for the length of the call; `out` is written on success only.
-    made("residual", |out| unsafe { sys::gfn_residual(x, w1, b1, w2, b2, normed, out) })
+    made("residual", |out| unsafe { sys::gfn_residual(x, w1, b1, w2, b2, norm as i64, out) })
 }
 
 /// The tensor that `make` writes into the place it is given.

@@ -14,7 +14,7 @@ mod sys;
 pub use device::{DeviceBuffer, DeviceMemory};
 pub use hook::GradientHook;
 pub use host::{HostBf16, HostF32};
-pub use layers::{Geometry, convolution, leaky_downscale, leaky_pixel_norm, leaky_relu, residual};
+pub use layers::{BlockNorm, Geometry, convolution, leaky_downscale, leaky_pixel_norm, leaky_relu, residual};
 
 use std::ffi::CStr;
 use std::marker::PhantomData;

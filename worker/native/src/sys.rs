@@ -42,15 +42,7 @@ unsafe extern "C" {
     ) -> i32;
     pub fn gfn_leaky_downscale(x: Handle, slope: f64, out: *mut Handle) -> i32;
     pub fn gfn_leaky_pixel_norm(x: Handle, slope: f64, epsilon: f64, out: *mut Handle) -> i32;
-    pub fn gfn_residual(
-        x: Handle,
-        w1: Handle,
-        b1: Handle,
-        w2: Handle,
-        b2: Handle,
-        normed: bool,
-        out: *mut Handle,
-    ) -> i32;
+    pub fn gfn_residual(x: Handle, w1: Handle, b1: Handle, w2: Handle, b2: Handle, norm: i64, out: *mut Handle) -> i32;
     pub fn gfn_autocast(gpu: bool, on: bool) -> i32;
     pub fn gfn_keep_memory() -> i32;
     pub fn gfn_end(status: i32) -> !;

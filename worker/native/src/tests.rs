@@ -238,12 +238,20 @@ fn a_residual_block_has_the_derivatives_of_its_parts() {
     let inputs = [leaf(&[2, 4, 6, 5]), leaf(&[4, 4, 3, 3]), leaf(&[4]), leaf(&[4, 4, 3, 3]), leaf(&[4])];
     let [x, w1, b1, w2, b2] = &inputs;
     let none = None::<&Tensor>;
-    for normed in [true, false] {
-        let norm = |t: Tensor| if normed { t.instance_norm(none, none, none, none, true, 0.0, 1e-5, false) } else { t };
+    for kind in [BlockNorm::None, BlockNorm::Instance, BlockNorm::Layer] {
+        let norm = |t: Tensor| match kind {
+            BlockNorm::None => t,
+            BlockNorm::Instance => t.instance_norm(none, none, none, none, true, 0.0, 1e-5, false),
+            BlockNorm::Layer => {
+                let centred = &t - t.mean_dim(&[1i64, 2, 3][..], true, None::<Kind>);
+                let variance = centred.square().mean_dim(&[1i64, 2, 3][..], true, None::<Kind>);
+                centred / (variance + 1e-5).sqrt()
+            }
+        };
         let conv =
             |t: &Tensor, w: &Tensor, b: &Tensor| norm(t.reflection_pad2d([1, 1, 1, 1]).conv2d(w, Some(b), 1, 0, 1, 1));
         let expected = x + conv(&conv(x, w1, b1).relu(), w2, b2);
-        let found = residual(x, [w1, b1, w2, b2], normed).unwrap();
+        let found = residual(x, [w1, b1, w2, b2], kind).unwrap();
         let apart = |a: &Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]);
         assert!(apart(&found, &expected) < 1e-12);
         let up = Tensor::randn([2, 4, 6, 5], options);
@@ -255,7 +263,7 @@ fn a_residual_block_has_the_derivatives_of_its_parts() {
             assert!(apart(one, &other) < 1e-10);
         }
         // what collects no gradients gets none
-        let frozen = residual(&x.detach(), [w1, &b1.detach(), w2, b2], normed).unwrap();
+        let frozen = residual(&x.detach(), [w1, &b1.detach(), w2, b2], kind).unwrap();
         assert!(apart(&gradients(&frozen, &[w2])[0], &gradients(&expected, &[w2])[0]) < 1e-10);
     }
 }

@@ -78,6 +78,8 @@ pub enum Norm {
     None,
     /// Instance norm, nothing learned.
     Plain,
+    /// Layer norm, nothing learned.
+    Layer,
     /// The same with a scale and a shift.
     Affine(Tensor, Tensor),
 }
@@ -90,12 +92,27 @@ impl Norm {
         Self::Affine(tensor("weight"), tensor("bias"))
     }
 
-    /// `[n, c, h, w]`, of each sample each feature map by itself.
+    /// The same in a block that remembers its input alone.
+    ///
+    /// # Panics
+    /// Where something is learned: no block has such norms.
+    #[must_use]
+    pub fn of_blocks(&self) -> native::BlockNorm {
+        match self {
+            Self::None => native::BlockNorm::None,
+            Self::Plain => native::BlockNorm::Instance,
+            Self::Layer => native::BlockNorm::Layer,
+            Self::Affine(..) => unreachable!("residual blocks learn no scale"),
+        }
+    }
+
+    /// `[n, c, h, w]`.
     pub fn apply(&self, x: Tensor) -> Tensor {
         let none = None::<&Tensor>;
         match self {
             Self::None => x,
             Self::Plain => instance_norm(&x),
+            Self::Layer => x.group_norm(1, none, none, 1e-5, false),
             Self::Affine(weight, bias) => x.instance_norm(Some(weight), Some(bias), none, none, true, 0.0, 1e-5, false),
         }
     }
@@ -146,10 +163,10 @@ impl Conv {
         x.conv2d(&self.weight, Some(&self.bias), stride, padding, 1, 1)
     }
 
-    /// `x + norm(other(reflect(relu(norm(self(reflect(x)))))))`, of which backward remembers `x` alone and computes the rest once more. Where it
-    /// is not `normed`, `norm` leaves all as it is.
-    pub fn residual(&self, other: &Self, x: &Tensor, normed: bool) -> Tensor {
-        let made = native::residual(x, [&self.weight, &self.bias, &other.weight, &other.bias], normed);
+    /// `x + norm(other(reflect(relu(norm(self(reflect(x)))))))`, of which backward remembers `x` alone and computes the rest once
+    /// more.
+    pub fn residual(&self, other: &Self, x: &Tensor, norm: native::BlockNorm) -> Tensor {
+        let made = native::residual(x, [&self.weight, &self.bias, &other.weight, &other.bias], norm);
         made.expect("a block's shapes follow from the architecture")
     }
 

@@ -51,6 +51,7 @@ impl Generator {
             last: conv(places.last, ""),
             norm: match a.g_norm {
                 family::Norm::Instance => Norm::Plain,
+                family::Norm::Layer => Norm::Layer,
                 family::Norm::None => Norm::None,
             },
             upscale: a.upscale,
@@ -71,7 +72,7 @@ impl Generator {
         }
         for [one, other] in &self.blocks {
             if self.sparing {
-                x = one.residual(other, &x, !matches!(self.norm, Norm::None));
+                x = one.residual(other, &x, self.norm.of_blocks());
                 continue;
             }
             let inner = norm(one.apply(&reflect(&x, 1), 1, 0)).relu_();

@@ -286,7 +286,7 @@ fn what_overflowed_never_stays_in_a_pool() {
 /// Both ways one after the other, with blocks that remember nothing, are both ways at once.
 #[test]
 fn less_memory_gives_the_same_gradient() {
-    for g_norm in [GNorm::Instance, GNorm::None] {
+    for g_norm in [GNorm::Instance, GNorm::Layer, GNorm::None] {
         sparing_is_plain(&Architecture { g_norm, d_layers: vec![2, 1], ..architecture() });
     }
 }
