@@ -10,13 +10,18 @@ use tch::{Device, Kind, Tensor};
 use worker::models::{self, Batch, Draw};
 
 /// Narrow networks with everything in them: a fade, an identity loss, dropout, spectral norms.
-const FAMILIES: [(&str, &str); 4] = [
+const FAMILIES: [(&str, &str); 5] = [
     (
         "progan",
         "[model]\nfamily = \"progan\"\nresolution = 16\nlatent_size = 16\nfmap_base = 128\nfmap_max = 16\n\
          [train.growth]\nstart_resolution = 8\nstable_kimg = 1\nfade_kimg = 1\n",
     ),
     ("cyclegan", "[model]\nfamily = \"cyclegan\"\nresolution = 32\ng_width = 8\nd_width = 8\ng_blocks = 2\n"),
+    (
+        "cyclegan for small images",
+        "[model]\nfamily = \"cyclegan\"\nresolution = 32\ng_width = 8\nd_width = 8\ng_blocks = 2\ng_downs = 1\ng_norm = \"layer\"\n\
+         upscale = \"nearest\"\nskips = true\nd_layers = [1, 3]\naugment = 0.5\n",
+    ),
     ("pix2pix", "[model]\nfamily = \"pix2pix\"\nresolution = 64\ng_width = 8\nd_width = 8\ng_downs = 6\n"),
     ("sngan", "[model]\nfamily = \"sngan\"\nresolution = 16\n"),
 ];
