@@ -77,9 +77,10 @@ fn authors_downs() -> u32 {
     AUTHORS_DOWNS
 }
 
-/// A number as the authors have it, or several.
+/// A number as the authors have it, or several: never none, and no more than [`MOST_JUDGES`].
 mod one_or_more {
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+    use super::MOST_JUDGES;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
     #[derive(Deserialize)]
     #[serde(untagged)]
@@ -96,10 +97,11 @@ mod one_or_more {
     }
 
     pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u32>, D::Error> {
-        Ok(match OneOrMore::deserialize(from)? {
-            OneOrMore::One(one) => vec![one],
-            OneOrMore::More(more) => more,
-        })
+        match OneOrMore::deserialize(from)? {
+            OneOrMore::One(one) => Ok(vec![one]),
+            OneOrMore::More(more) if (1..=MOST_JUDGES).contains(&more.len()) => Ok(more),
+            OneOrMore::More(more) => Err(Error::custom(format!("{} discriminators a domain", more.len()))),
+        }
     }
 }
 
@@ -320,6 +322,11 @@ mod tests {
         }
         let mut older = serde_json::to_value(architecture()).unwrap();
         assert_eq!(older["d_layers"], 3);
+        let none = serde_json::json!([]);
+        let mut empty = older.clone();
+        empty["d_layers"] = none;
+        let error = serde_json::from_value::<Architecture>(empty).unwrap_err().to_string();
+        assert!(error.contains("0 discriminators a domain"), "{error}");
         older.as_object_mut().unwrap().remove("g_norm");
         assert_eq!(serde_json::from_value::<Architecture>(older).unwrap(), architecture());
     }

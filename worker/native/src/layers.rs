@@ -81,7 +81,8 @@ pub enum BlockNorm {
     Layer = 2,
 }
 
-/// `x + norm(conv2(reflect(relu(norm(conv1(reflect(x)))))))`: 3x3 convolutions over images reflected at their edges. `layers` are weight and bias of both. Backward remembers `x` and the layers, and computes the rest once
+/// `x + norm(conv2(reflect(relu(norm(conv1(reflect(x)))))))`: 3x3 convolutions over images reflected at their edges.
+/// `layers` are weight and bias of both. Backward remembers `x` and the layers, and computes the rest once
 /// more. Differentiable once.
 ///
 /// # Errors

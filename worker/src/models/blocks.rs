@@ -80,7 +80,7 @@ pub enum Norm {
     Plain,
     /// Layer norm, nothing learned.
     Layer,
-    /// The same with a scale and a shift.
+    /// Instance norm with a learned scale and shift.
     Affine(Tensor, Tensor),
 }
 
@@ -92,7 +92,7 @@ impl Norm {
         Self::Affine(tensor("weight"), tensor("bias"))
     }
 
-    /// The same in a block that remembers its input alone.
+    /// This norm in a block that remembers its input alone.
     ///
     /// # Panics
     /// Where something is learned: no block has such norms.

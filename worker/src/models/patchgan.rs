@@ -1,4 +1,4 @@
-//! The discriminator that judges patches, CycleGAN's and pix2pix's, and what its scores are held against.
+//! The discriminator that judges patches, CycleGAN's and pix2pix's, what its scores are held against, and several of them heard alike.
 //!
 //! Its norms know one sample only: instance norm, or with a learned scale and shift, which is what batch norm is at the authors'
 //! batch of one.
@@ -63,7 +63,9 @@ impl Panel {
     }
 
     fn mean(&self, of_each: impl Iterator<Item = Tensor>) -> Tensor {
-        let sum = of_each.reduce(|one, other| one + other).expect("there is a judge: the configuration is checked");
+        let sum = of_each
+            .reduce(|one, other| one + other)
+            .expect("there is a judge: neither an experiment file nor a stored architecture may have none");
         if self.0.len() == 1 { sum } else { sum / self.0.len() as f64 }
     }
 }
